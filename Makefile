@@ -1,0 +1,58 @@
+# Two commands matter: `make demo` and `make test`. `make help` lists the rest.
+GO      ?= go
+VERSION ?= $(shell git describe --always --dirty --tags 2>/dev/null || echo unknown)
+STAMP   := github.com/kagimori/kagimori/transport/control/verb.Version=$(VERSION)
+FLAGS   := -trimpath -ldflags '-s -w -X $(STAMP)'
+FUZZTIME ?= 30s
+HSM     ?= file
+
+programs := kagimori kagimori-gate kagimori-server
+dir_kagimori        := ./agent/cmd/kagimori
+dir_kagimori-gate   := ./agent/cmd/kagimori-gate
+dir_kagimori-server := ./server/cmd/kagimori-server
+
+.PHONY: help build demo test check race fuzz bench soak cross size clean
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## the three programs, static, into bin/
+	@$(foreach p,$(programs),CGO_ENABLED=0 $(GO) build $(FLAGS) -o bin/$(p) $(dir_$(p)) &&) true
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/demo-upstream ./scripts/upstream
+
+demo: ## a terminal is enrolled, replaced, and its successor reaches the service (HSM=tpm: on emulated chips)
+	@HSM=$(HSM) scripts/setup.sh demo
+	@$(MAKE) --no-print-directory build
+	@HSM=$(HSM) scripts/demo.sh
+
+test: ## everything that must pass
+	@scripts/setup.sh test
+	@$(MAKE) --no-print-directory check
+	$(GO) test -race -shuffle=on -timeout 10m ./...
+	@$(MAKE) --no-print-directory size
+
+check: ## formatting, vet, staticcheck, the layout of the house
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt would change:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) tool -modfile=scripts/tools.mod staticcheck ./...
+	$(GO) test ./scripts
+
+race: ## all tests under the race detector, ten times over
+	$(GO) test -race -shuffle=on -count=10 -timeout 60m ./...
+
+fuzz: ## every fuzz target for FUZZTIME (30s)
+	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
+
+bench: ## benchmarks
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+soak: ## what takes too long for make test
+	KAGIMORI_SOAK=1 $(GO) test -timeout 3h -run 'Soak' -v ./...
+
+cross: ## the agent for every board, static, into bin/
+	@scripts/cross.sh
+
+size: ## the agent's size on every board, against its limit
+	@scripts/cross.sh size
+
+clean: ## what the other targets made
+	rm -rf bin demo

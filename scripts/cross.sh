@@ -1,0 +1,28 @@
+#!/bin/sh
+# Builds the agent for every board that we name, static. With "size": also
+# compares with the limits (9 MiB, mipsle 10) and fails above them.
+set -eu
+cd "$(dirname "$0")/.."
+version=$(git describe --always --dirty --tags 2>/dev/null || echo unknown)
+flags="-s -w -X github.com/kagimori/kagimori/transport/control/verb.Version=$version"
+failed=0
+# name GOOS-style settings limit-in-MiB
+while read -r name limit settings; do
+	out=bin/kagimori-linux-$name
+	env CGO_ENABLED=0 GOOS=linux $settings go build -trimpath -ldflags "$flags" -o "$out" ./agent/cmd/kagimori
+	bytes=$(wc -c <"$out")
+	printf '%-26s %9d bytes  %5s MiB' "$out" "$bytes" "$(awk "BEGIN {printf \"%.2f\", $bytes/1048576}")"
+	if [ "${1:-}" = size ]; then
+		printf '  limit %2d' "$limit"
+		[ "$bytes" -le $((limit * 1048576)) ] || { printf '  TOO LARGE'; failed=1; }
+	fi
+	echo
+done <<-END
+	armv7   9 GOARCH=arm GOARM=7
+	armv6   9 GOARCH=arm GOARM=6
+	arm64   9 GOARCH=arm64
+	riscv64 9 GOARCH=riscv64
+	amd64   9 GOARCH=amd64
+	mipsle 10 GOARCH=mipsle GOMIPS=softfloat
+END
+exit $failed

@@ -1,0 +1,37 @@
+#!/bin/sh
+# Installs the Debian packages that the tests and the demo use, when missing.
+# Usage: scripts/setup.sh [demo|test]   (default: test, which includes demo's)
+set -eu
+
+what=${1:-test}
+# command:package
+demo="curl:curl"
+test="$demo gcc:gcc swtpm:swtpm tpm2_getcap:tpm2-tools mosquitto:mosquitto mosquitto_pub:mosquitto-clients
+openssl:openssl ip:iproute2 systemd-analyze:systemd socat:socat"
+case $what in
+demo) wanted=$demo; [ "${HSM:-file}" = tpm ] && wanted="$demo swtpm:swtpm" ;;
+test) wanted=$test ;;
+*) echo "setup.sh: unknown set '$what'; choose demo or test" >&2; exit 2 ;;
+esac
+
+missing=
+for pair in $wanted; do
+	PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" != 0 ]; then
+	echo "setup.sh: missing:$missing" >&2
+	echo "  next: sudo apt-get install -y --no-install-recommends$missing" >&2
+	exit 1
+fi
+if ! command -v apt-get >/dev/null 2>&1; then
+	echo "setup.sh: missing:$missing, and this is not Debian; install them and run again" >&2
+	exit 1
+fi
+echo "setup.sh: installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+apt-get install -y -qq --no-install-recommends $missing >/dev/null 2>&1 ||
+	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing >/dev/null; }
+# Tests start brokers of their own; the one that Debian starts on install is not wanted.
+case "$missing " in *" mosquitto "*) systemctl disable --now mosquitto >/dev/null 2>&1 || true ;; esac
