@@ -1,0 +1,132 @@
+package hsm
+
+// Durable files: after WriteFile returns nil the new content survives a power
+// cut; whenever it does not return nil, or does not return at all, the path
+// holds the old content or the new one, whole.
+//
+// The system calls, in order:
+//
+//	open(".NAME.tmp", O_WRONLY|O_CREAT|O_NOFOLLOW|O_CLOEXEC, 0600)
+//	flock(LOCK_EX)         one writer per path; the name is fixed, so that
+//	fstat, stat            killed writers leave one file behind, never many
+//	ftruncate(0)
+//	fchmod(perm)           whatever the umask is
+//	write ...
+//	fsync(file)            content first,
+//	renameat2(tmp, path)   then the name (RENAME_NOREPLACE in CreateFile),
+//	fsync(directory)       then the name is durable too
+//	close
+//
+// fsync before rename is what ext4, f2fs, xfs and ubifs need to never show an
+// empty file under the new name.
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// WriteFile puts data at path, durably and all or nothing, in place of what
+// was there. The directory must exist.
+func WriteFile(path string, data []byte, perm fs.FileMode) error {
+	return place(path, data, perm, 0)
+}
+
+// CreateFile is WriteFile for a path that must not exist: of several callers
+// one wins, the others get fs.ErrExist.
+func CreateFile(path string, data []byte, perm fs.FileMode) error {
+	return place(path, data, perm, unix.RENAME_NOREPLACE)
+}
+
+func place(path string, data []byte, perm fs.FileMode, flags uint) error {
+	dir, name := filepath.Split(path)
+	if dir == "" {
+		dir = "."
+	}
+	if name == "" || name == "." || name == ".." {
+		return fmt.Errorf("write %q: not the path of a file", path)
+	}
+	tmp := filepath.Join(dir, "."+name+".tmp")
+	f, err := lockTemp(tmp)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer f.Close() // after rename: it holds the lock until all is done
+	if err := fill(f, data, perm); err != nil {
+		os.Remove(tmp)
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, path, flags); err != nil {
+		os.Remove(tmp)
+		return &os.LinkError{Op: "rename", Old: tmp, New: path, Err: err}
+	}
+	if err := syncDir(dir); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// lockTemp opens tmp with the lock on it held, and is sure that the name still
+// stands for the file that is locked: the writer before may have renamed it.
+func lockTemp(tmp string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := flock(f); err != nil {
+			f.Close()
+			return nil, &os.PathError{Op: "lock", Path: tmp, Err: err}
+		}
+		mine, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		now, err := os.Lstat(tmp)
+		if err == nil && os.SameFile(mine, now) {
+			return f, nil
+		}
+		f.Close()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+}
+
+func flock(f *os.File) error {
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+		if err != syscall.EINTR {
+			return err
+		}
+	}
+}
+
+// fill gives f its content and mode, and waits until the disk has both.
+func fill(f *os.File, data []byte, perm fs.FileMode) error {
+	if err := f.Truncate(0); err != nil { // a killed writer's
+		return err
+	}
+	if err := f.Chmod(perm); err != nil {
+		return err
+	}
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
