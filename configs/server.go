@@ -1,0 +1,82 @@
+package configs
+
+import "time"
+
+// Server is server.toml, of `kagimori-server run`.
+type Server struct {
+	// StateDir holds the database and, with hsm kind "file", the device secret.
+	StateDir string  `toml:"state_dir"`
+	HSM      HSM     `toml:"hsm"`
+	Control  Control `toml:"control"`
+	MQTT     MQTT    `toml:"mqtt"`
+	HTTP     HTTP    `toml:"http"`
+	CA       CA      `toml:"ca"`
+	Log      Log     `toml:"log"`
+}
+
+// MQTT is the broker.
+type MQTT struct {
+	// Listen is where terminals and gates connect, TLS 1.3.
+	Listen string `toml:"listen"`
+}
+
+// HTTP serves revocation lists and /healthz.
+type HTTP struct {
+	// Listen is where; plain http, nothing secret is served.
+	Listen string `toml:"listen"`
+}
+
+// CA says how long what the issuing CAs sign is good.
+type CA struct {
+	// IdentityLifetime is of terminals' and gates' identity certificates.
+	IdentityLifetime Duration `toml:"identity_lifetime"`
+	// ServiceLifetime is of service certificates, the credentials.
+	ServiceLifetime Duration `toml:"service_lifetime"`
+	// ServerLifetime is of certificates of this server and of gates.
+	ServerLifetime Duration `toml:"server_lifetime"`
+	// CRLLifetime is from a revocation list's issue to its next update.
+	CRLLifetime Duration `toml:"crl_lifetime"`
+	// Backdate is how far notBefore lies in the past, for slow clocks.
+	Backdate Duration `toml:"backdate"`
+}
+
+func (c CA) check(report report) {
+	const decade = 10 * 365 * 24 * time.Hour
+	c.IdentityLifetime.check("ca.identity_lifetime", time.Minute, decade, report)
+	c.ServiceLifetime.check("ca.service_lifetime", time.Minute, decade, report)
+	c.ServerLifetime.check("ca.server_lifetime", time.Minute, decade, report)
+	c.CRLLifetime.check("ca.crl_lifetime", time.Minute, 90*24*time.Hour, report)
+	c.Backdate.check("ca.backdate", 0, 24*time.Hour, report)
+}
+
+// DefaultServer is what the embedded server.toml says.
+func DefaultServer() Server {
+	return Server{
+		StateDir: "/var/lib/kagimori-server",
+		HSM:      HSM{Kind: "file"},
+		Control:  Control{Socket: "/run/kagimori-server/control.sock", Mode: "0660", Operators: []string{}},
+		MQTT:     MQTT{Listen: "0.0.0.0:8883"},
+		HTTP:     HTTP{Listen: "0.0.0.0:8880"},
+		CA: CA{
+			IdentityLifetime: DurationOf(8760 * time.Hour),
+			ServiceLifetime:  DurationOf(2160 * time.Hour),
+			ServerLifetime:   DurationOf(8760 * time.Hour),
+			CRLLifetime:      DurationOf(24 * time.Hour),
+			Backdate:         DurationOf(5 * time.Minute),
+		},
+		Log: defaultLog(),
+	}
+}
+
+func (s *Server) setDefaults()        { *s = DefaultServer() }
+func (s *Server) defaultPath() string { return ServerPath }
+
+func (s *Server) check(report report) {
+	checkStateDir(s.StateDir, report)
+	s.HSM.check(report)
+	s.Control.check(report)
+	checkListen("mqtt.listen", s.MQTT.Listen, report)
+	checkListen("http.listen", s.HTTP.Listen, report)
+	s.CA.check(report)
+	s.Log.check(report)
+}

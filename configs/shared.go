@@ -1,0 +1,174 @@
+package configs
+
+import (
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Duration is a time.Duration written as "15m" or "300s"; it is a struct so that a
+// bare number is refused and not taken as nanoseconds.
+type Duration struct{ d time.Duration }
+
+// DurationOf makes one.
+func DurationOf(d time.Duration) Duration { return Duration{d} }
+
+// D is the time.Duration.
+func (d Duration) D() time.Duration { return d.d }
+
+// String and MarshalText write it as Go does: "15m0s".
+func (d Duration) String() string               { return d.d.String() }
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText reads it.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is not a duration such as \"90s\", \"15m\" or \"24h\"", text)
+	}
+	d.d = v
+	return nil
+}
+
+func (d Duration) check(key string, low, high time.Duration, report report) {
+	if d.D() < low || d.D() > high {
+		report(key, "%v is outside %v to %v", d, low, high)
+	}
+}
+
+// HSM says where keys at rest are kept.
+type HSM struct {
+	// Kind is "file" or "tpm".
+	Kind string `toml:"kind"`
+	// Path of the device secret or of the TPM; empty is the kind's default:
+	// <state_dir>/device.secret or /dev/tpmrm0.
+	Path string `toml:"path"`
+}
+
+func (h HSM) check(report report) {
+	if h.Kind != "file" && h.Kind != "tpm" {
+		report("hsm.kind", "%q is neither \"file\" nor \"tpm\"", h.Kind)
+	}
+}
+
+// Control is the socket on which the daemon answers the command line (D13).
+type Control struct {
+	// Socket is its path.
+	Socket string `toml:"socket"`
+	// Mode of the socket in octal: whom the file system lets in.
+	Mode string `toml:"mode"`
+	// Operators are user names or numbers that may operate.
+	Operators []string `toml:"operators"`
+}
+
+// FileMode is Mode as a number.
+func (c Control) FileMode() fs.FileMode {
+	m, _ := strconv.ParseUint(c.Mode, 8, 12) // check has seen it
+	return fs.FileMode(m)
+}
+
+func (c Control) check(report report) {
+	if c.Socket == "" {
+		report("control.socket", "is empty")
+	}
+	if m, err := strconv.ParseUint(c.Mode, 8, 12); err != nil || m&^0o777 != 0 || m&0o600 != 0o600 {
+		report("control.mode", "%q is not an octal mode such as \"0660\" that lets the owner in", c.Mode)
+	}
+	for _, o := range c.Operators {
+		if strings.TrimSpace(o) == "" {
+			report("control.operators", "has an empty name")
+		}
+	}
+}
+
+// Link is the connection to the management server.
+type Link struct {
+	// Poll is how often the server is asked for commands on an open link.
+	Poll Duration `toml:"poll"`
+	// MaxBackoff is the longest pause between two attempts to connect.
+	MaxBackoff Duration `toml:"max_backoff"`
+}
+
+func (l Link) check(report report) {
+	l.Poll.check("link.poll", time.Second, 24*time.Hour, report)
+	l.MaxBackoff.check("link.max_backoff", time.Second, 24*time.Hour, report)
+}
+
+// Log says what is logged and how; it goes to standard error.
+type Log struct {
+	// Level is "debug", "info", "warn" or "error".
+	Level string `toml:"level"`
+	// Format is "text" or "json".
+	Format string `toml:"format"`
+}
+
+func (l Log) check(report report) {
+	if _, ok := l.level(); !ok {
+		report("log.level", "%q is none of \"debug\", \"info\", \"warn\", \"error\"", l.Level)
+	}
+	if l.Format != "text" && l.Format != "json" {
+		report("log.format", "%q is neither \"text\" nor \"json\"", l.Format)
+	}
+}
+
+func (l Log) level() (slog.Level, bool) {
+	switch l.Level {
+	case "debug":
+		return slog.LevelDebug, true
+	case "info":
+		return slog.LevelInfo, true
+	case "warn":
+		return slog.LevelWarn, true
+	case "error":
+		return slog.LevelError, true
+	}
+	return slog.LevelInfo, false
+}
+
+// Logger makes the logger that a program passes down.
+func Logger(l Log, w io.Writer) *slog.Logger {
+	level, _ := l.level()
+	opts := &slog.HandlerOptions{Level: level}
+	if l.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// checkListen wants HOST:PORT with a number; an empty host is every address.
+func checkListen(key, address string, report report) {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		report(key, "%q is not HOST:PORT", address)
+		return
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		report(key, "%q has no port from 0 to 65535", address)
+	}
+}
+
+// UnixPath is the path in "unix:/run/x.sock", and whether it is one.
+func UnixPath(address string) (string, bool) {
+	path, ok := strings.CutPrefix(address, "unix:")
+	return path, ok && strings.HasPrefix(path, "/")
+}
+
+// isLoopback says whether HOST:PORT stays on this machine.
+func isLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
+// name is what terminals and services may be called (D7).
+var name = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)

@@ -1,0 +1,121 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxSocketPath is what fits into sockaddr_un with its NUL (unix(7)).
+const maxSocketPath = 107
+
+// Listen makes the control socket at path with the given mode, and its
+// directory when it is missing. A lock beside the socket (path + ".lock",
+// held until Close) says whether another daemon lives: then the error is a
+// Conflict. A socket that a killed daemon left is replaced, unless something
+// else answers on it. The socket has its mode before anybody can see it.
+//
+// A listener that systemd passed needs none of this and goes to Serve as it is.
+func Listen(path string, mode fs.FileMode) (net.Listener, error) {
+	if len(path)+len(".new") > maxSocketPath {
+		return nil, Problemf(Config, "choose a shorter socket path", "control socket %s: longer than %d characters", path, maxSocketPath-len(".new"))
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, cannotListen(path, err)
+	}
+	lock, err := lockFile(path)
+	if err != nil {
+		return nil, err
+	}
+	l, err := bind(path, mode)
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return &listener{UnixListener: l, path: path, lock: lock}, nil
+}
+
+type listener struct {
+	*net.UnixListener
+	path string
+	lock *os.File
+}
+
+// Close takes the socket away while the lock is still held: it cannot be
+// another daemon's. The lock file stays, since removing it would race.
+func (l *listener) Close() error {
+	err := l.UnixListener.Close()
+	if err == nil {
+		err = os.Remove(l.path)
+		l.lock.Close()
+	}
+	return err
+}
+
+func lockFile(path string) (*os.File, error) {
+	lock, err := os.OpenFile(path+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, cannotListen(path, err)
+	}
+	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		lock.Close()
+		return nil, twoDaemons(path)
+	}
+	if err != nil {
+		lock.Close()
+		return nil, cannotListen(path, err)
+	}
+	return lock, nil
+}
+
+func bind(path string, mode fs.FileMode) (*net.UnixListener, error) {
+	fi, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, cannotListen(path, err)
+	case fi.Mode().Type() != fs.ModeSocket:
+		return nil, Problemf(Conflict, "move it away, or choose another path for the socket",
+			"control socket %s: something else is there (%v)", path, fi.Mode())
+	default:
+		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+			c.Close()
+			return nil, twoDaemons(path)
+		}
+	}
+	fresh := path + ".new"
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, cannotListen(path, err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fresh, Net: "unix"})
+	if err != nil {
+		return nil, cannotListen(path, err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err = os.Chmod(fresh, mode.Perm()); err == nil {
+		err = os.Rename(fresh, path)
+	}
+	if err != nil {
+		l.Close()
+		os.Remove(fresh)
+		return nil, cannotListen(path, err)
+	}
+	return l, nil
+}
+
+func twoDaemons(path string) error {
+	return Problemf(Conflict, "stop it first, or give this one a state directory and socket of its own",
+		"another daemon is serving %s", path)
+}
+
+func cannotListen(path string, err error) error {
+	return Problemf(Unavailable, fmt.Sprintf("make %s writable for the daemon's user, or set another socket in [control]", filepath.Dir(path)),
+		"control socket %s: %w", path, err)
+}
