@@ -29,7 +29,7 @@ func every() []Body {
 		&CredentialCertificate{Command: ID{15}, Credential: "cr-1", Chain: [][]byte{{16}}, ServerName: "maps.test", Endpoints: []string{"maps.test:8443"}, Anchors: [][]byte{{17}}, Remaining: 60},
 		&CredentialClaim{Credential: "cr-1", Nonce: [32]byte{18}, Source: DeviceID{19}, Time: 1e9, Signature: []byte{20}},
 		&CredentialClaimed{Credential: "cr-1"},
-		&ServiceRevoked{Number: 21, URL: "http://kagimori.test:8880/crl/service", CRL: []byte{22}},
+		&ServiceRevoked{Number: 21, URL: "http://kagimori.test:8880/crl/service", CRL: []byte{22}, Issuer: []byte{23}},
 		&Fault{Code: FaultLater, Text: "why"},
 	}
 }
