@@ -43,6 +43,25 @@ func CreateFile(path string, data []byte, perm fs.FileMode) error {
 	return place(path, data, perm, unix.RENAME_NOREPLACE)
 }
 
+// MakeDir makes a directory, and those above it that are missing, durably.
+// One that exists keeps its mode.
+func MakeDir(path string, perm fs.FileMode) error {
+	path = filepath.Clean(path)
+	if fi, err := os.Stat(path); err == nil && fi.IsDir() {
+		return nil
+	}
+	parent := filepath.Dir(path)
+	if parent != path {
+		if err := MakeDir(parent, perm); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(path, perm); err != nil {
+		return err
+	}
+	return syncDir(parent)
+}
+
 func place(path string, data []byte, perm fs.FileMode, flags uint) error {
 	dir, name := filepath.Split(path)
 	if dir == "" {

@@ -243,3 +243,25 @@ func onlyFile(t *testing.T, path string) {
 		t.Errorf("left behind: %v, %v", entries, err)
 	}
 }
+
+func TestMakeDir(t *testing.T) {
+	top := t.TempDir()
+	dir := filepath.Join(top, "a", "b")
+	for range 2 {
+		if err := hsm.MakeDir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if fi, err := os.Stat(d); err != nil || fi.Mode() != fs.ModeDir|0o700 {
+			t.Errorf("%s: %v, %v", d, fi, err)
+		}
+	}
+	file := filepath.Join(top, "file")
+	os.WriteFile(file, nil, 0o600)
+	for _, d := range []string{file, filepath.Join(file, "sub")} {
+		if err := hsm.MakeDir(d, 0o700); err == nil {
+			t.Errorf("%s: no error", d)
+		}
+	}
+}

@@ -1,0 +1,176 @@
+// Package file keeps keys under a device secret: 32 random bytes in a 0600
+// file beside the state. It is the choice for terminals without a chip.
+//
+// What it protects: a copy of the state, a backup, a card whose device secret
+// is elsewhere. What it does not protect: a stolen terminal. Level says so.
+package file
+
+import (
+	"context"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"fmt"
+	"sync"
+
+	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/kagimori/kagimori/hsm"
+)
+
+// Module is a device secret in use.
+type Module struct {
+	id [hsm.OwnerSize]byte // names the device secret, reveals nothing of it
+
+	mu     sync.RWMutex // guards all below: Close wipes it
+	closed bool
+	keys   map[hsm.Purpose]*hsm.Secret // one key per purpose
+}
+
+var _ hsm.Module = (*Module)(nil)
+
+// Open takes the device secret at path into use. The first Open makes it,
+// durably, and its directory (0700) as well. A file that others can read, that
+// another user owns or that has another size is refused: hsm.ErrUnsafe for the
+// first two, hsm.ErrBlob for the last.
+func Open(path string) (*Module, error) {
+	secret, err := deviceSecret(path)
+	if err != nil {
+		return nil, fmt.Errorf("open device secret: %w", err)
+	}
+	defer secret.Wipe()
+	return derive(secret)
+}
+
+// derive makes the keys of every purpose out of the device secret (HKDF, RFC
+// 5869, SHA-256). The labels are part of the format of blobs.
+func derive(secret *hsm.Secret) (*Module, error) {
+	prk, err := hkdf.Extract(sha256.New, secret.Bytes(), []byte("kagimori hsm file/1"))
+	if err != nil {
+		return nil, fmt.Errorf("derive keys: %w", err)
+	}
+	defer clear(prk)
+	m := &Module{keys: map[hsm.Purpose]*hsm.Secret{}}
+	id, err := hkdf.Expand(sha256.New, prk, "id", hsm.OwnerSize)
+	if err != nil {
+		return nil, fmt.Errorf("derive keys: %w", err)
+	}
+	m.id = [hsm.OwnerSize]byte(id)
+	for purpose, label := range map[hsm.Purpose]string{
+		hsm.PurposeSeal: "seal", hsm.PurposeKey: "key", hsm.PurposeMAC: "mac",
+	} {
+		key, err := hkdf.Expand(sha256.New, prk, label, chacha20poly1305.KeySize)
+		if err != nil {
+			return nil, fmt.Errorf("derive keys: %w", err)
+		}
+		m.keys[purpose] = hsm.NewSecret(key)
+	}
+	return m, nil
+}
+
+// Level says how well keys are protected here.
+func (m *Module) Level() hsm.Level { return hsm.LevelFile }
+
+// Close wipes the keys. Signers of the module stop as well.
+func (m *Module) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+	for _, key := range m.keys {
+		key.Wipe()
+	}
+	return nil
+}
+
+// Seal wraps 1 to hsm.MaxSealed bytes.
+func (m *Module) Seal(ctx context.Context, secret *hsm.Secret) (hsm.Blob, error) {
+	if err := hsm.CheckSealed(secret); err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	return m.wrap(ctx, hsm.PurposeSeal, nil, secret.Bytes())
+}
+
+// Unseal opens what Seal wrapped.
+func (m *Module) Unseal(ctx context.Context, sealed hsm.Blob) (*hsm.Secret, error) {
+	secret, _, err := m.unwrap(ctx, hsm.PurposeSeal, sealed)
+	if err != nil {
+		return nil, fmt.Errorf("unseal: %w", err)
+	}
+	return secret, nil
+}
+
+// ImportMAC wraps a key of exactly hsm.MACKeySize bytes.
+func (m *Module) ImportMAC(ctx context.Context, key *hsm.Secret) (hsm.Blob, error) {
+	if err := hsm.CheckMACKey(key); err != nil {
+		return nil, fmt.Errorf("import MAC key: %w", err)
+	}
+	return m.wrap(ctx, hsm.PurposeMAC, nil, key.Bytes())
+}
+
+// MAC is HMAC-SHA256 of message, of at most hsm.MaxMACMessage bytes: no more
+// than a TPM takes, so that what works here works there.
+func (m *Module) MAC(ctx context.Context, key hsm.Blob, message []byte) (*hsm.Secret, error) {
+	if err := hsm.CheckMessage(message); err != nil {
+		return nil, fmt.Errorf("compute MAC: %w", err)
+	}
+	k, _, err := m.unwrap(ctx, hsm.PurposeMAC, key)
+	if err != nil {
+		return nil, fmt.Errorf("compute MAC: %w", err)
+	}
+	defer k.Wipe()
+	h := hmac.New(sha256.New, k.Bytes())
+	h.Write(message)
+	return hsm.NewSecret(h.Sum(nil)), nil
+}
+
+// wrap seals plain under the purpose's key, bound to everything before it.
+func (m *Module) wrap(ctx context.Context, purpose hsm.Purpose, public, plain []byte) (hsm.Blob, error) {
+	aead, err := m.aead(ctx, purpose)
+	if err != nil {
+		return nil, err
+	}
+	item := hsm.Item{Kind: hsm.KindFile, Purpose: purpose, Owner: m.id, Public: public}
+	nonce := make([]byte, chacha20poly1305.NonceSizeX, chacha20poly1305.NonceSizeX+len(plain)+chacha20poly1305.Overhead)
+	rand.Read(nonce) // 24 random bytes never repeat in practice
+	item.Sealed = aead.Seal(nonce, nonce, plain, item.Header())
+	return item.Encode()
+}
+
+// unwrap opens a blob of that purpose, and lends its public part.
+func (m *Module) unwrap(ctx context.Context, purpose hsm.Purpose, b hsm.Blob) (*hsm.Secret, []byte, error) {
+	aead, err := m.aead(ctx, purpose)
+	if err != nil {
+		return nil, nil, err
+	}
+	item, err := hsm.DecodeFor(b, hsm.KindFile, purpose)
+	if err != nil {
+		return nil, nil, err
+	}
+	if item.Owner != m.id {
+		return nil, nil, fmt.Errorf("%w: put the device secret back that this state was made with, or enroll anew", hsm.ErrReplaced)
+	}
+	if len(item.Sealed) < chacha20poly1305.NonceSizeX {
+		return nil, nil, fmt.Errorf("%w: bad sealed part", hsm.ErrBlob)
+	}
+	nonce, box := item.Sealed[:chacha20poly1305.NonceSizeX], item.Sealed[chacha20poly1305.NonceSizeX:]
+	plain, err := aead.Open(nil, nonce, box, item.Header())
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: damaged or altered", hsm.ErrBlob)
+	}
+	return hsm.NewSecret(plain), item.Public, nil
+}
+
+// aead is the cipher of a purpose, while ctx lasts and the module is open.
+func (m *Module) aead(ctx context.Context, purpose hsm.Purpose) (cipher.AEAD, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if m.closed {
+		return nil, hsm.ErrClosed
+	}
+	return chacha20poly1305.NewX(m.keys[purpose].Bytes())
+}
