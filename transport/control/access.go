@@ -1,3 +1,5 @@
+// Who a caller is, and what he may do.
+
 package control
 
 import (

@@ -1,3 +1,5 @@
+// One call being answered.
+
 package control
 
 import (
@@ -142,7 +144,7 @@ func (call *Call) send(r reply) error {
 	if call.request.Oneway {
 		return nil
 	}
-	err := writeFrame(call.conn.uc, r)
+	err := writeFrame(call.conn.uc, call.conn.server.time.frame, r)
 	if _, tooLong := errors.AsType[*Problem](err); tooLong {
 		call.replied = false
 		return err

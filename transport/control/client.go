@@ -1,3 +1,5 @@
+// A verb's side of the socket.
+
 package control
 
 import (
@@ -105,7 +107,7 @@ func (c *Client) do(ctx context.Context, method string, in any, more bool, each 
 		}
 		return Problemf(Unavailable, "look at the daemon's log, then try again", "the daemon hung up: %w", err)
 	}
-	err = writeFrame(c.uc, request{Method: method, Parameters: parameters, More: more})
+	err = writeFrame(c.uc, frameTimeout, request{Method: method, Parameters: parameters, More: more})
 	if _, tooLong := errors.AsType[*Problem](err); tooLong {
 		return Problemf(BadInput, "", "%s: %w", method, err)
 	}

@@ -1,3 +1,5 @@
+// Messages: cut from the stream, and read as calls.
+
 package control
 
 import (
@@ -31,13 +33,12 @@ type reply struct {
 var errFrame = errors.New("not a message")
 
 // readFrame returns the next message without its NUL. [CTL-1] It waits as
-// long as it takes for the first byte and then at most frameTimeout for the
-// rest. [CTL-6] io.EOF is an end between messages, errFrame one inside.
-func readFrame(c net.Conn, r *bufio.Reader) ([]byte, error) {
+// long as it takes for the first byte and then at most limit for the rest. [CTL-6] io.EOF is an end between messages, errFrame one inside.
+func readFrame(c net.Conn, r *bufio.Reader, limit time.Duration) ([]byte, error) {
 	if _, err := r.Peek(1); err != nil {
 		return nil, err
 	}
-	if err := c.SetReadDeadline(time.Now().Add(frameTimeout)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(limit)); err != nil {
 		return nil, err
 	}
 	frame, err := splitFrame(r)
@@ -82,8 +83,8 @@ func parseRequest(frame []byte) (request, error) {
 	return r, nil
 }
 
-// writeFrame writes one message, within frameTimeout.
-func writeFrame(c net.Conn, v any) error {
+// writeFrame writes one message, within limit.
+func writeFrame(c net.Conn, limit time.Duration, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode message: %w", err)
@@ -91,7 +92,7 @@ func writeFrame(c net.Conn, v any) error {
 	if len(data) > MaxMessage {
 		return Problemf(Internal, "ask for less at once", "the message has %d bytes, the limit is %d", len(data), MaxMessage)
 	}
-	if err := c.SetWriteDeadline(time.Now().Add(frameTimeout)); err != nil {
+	if err := c.SetWriteDeadline(time.Now().Add(limit)); err != nil {
 		return err
 	}
 	_, err = c.Write(append(data, 0))

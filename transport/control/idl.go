@@ -1,3 +1,5 @@
+// The interface description that a daemon serves, made from Go types.
+
 package control
 
 import (

@@ -1,8 +1,9 @@
+// Every bound on what comes over the socket.
+
 package control
 
 import "time"
 
-// Every bound on what comes over a control socket.
 const (
 	// MaxMessage bounds one message either way, in bytes, without its NUL.
 	// Longer lists go page by page or as a stream.
@@ -22,8 +23,9 @@ const (
 
 	// frameTimeout is the time for a whole message once it began, either way.
 	frameTimeout = 10 * time.Second
-	// idleTimeout closes a connection on which nothing is asked.
-	idleTimeout = 2 * time.Minute
+	// idleTimeout closes a connection on which nothing is asked; people type
+	// secrets meanwhile.
+	idleTimeout = 10 * time.Minute
 	// hangupPoll is how often a half-closed connection is looked at.
 	hangupPoll = 100 * time.Millisecond
 	// dialWait is how long Dial waits for a daemon that is starting.

@@ -1,3 +1,5 @@
+// The socket itself: made, locked, replaced.
+
 package control
 
 import (
@@ -116,6 +118,6 @@ func twoDaemons(path string) error {
 }
 
 func cannotListen(path string, err error) error {
-	return Problemf(Unavailable, fmt.Sprintf("make %s writable for the daemon's user, or set another socket in [control]", filepath.Dir(path)),
+	return Problemf(Config, fmt.Sprintf("make %s writable for the daemon's user, or set another socket in [control]", filepath.Dir(path)),
 		"control socket %s: %w", path, err)
 }

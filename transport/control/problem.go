@@ -1,3 +1,5 @@
+// The error that people see, its kinds and their exit codes.
+
 package control
 
 import (

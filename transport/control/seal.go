@@ -1,3 +1,5 @@
+// Secrets on the socket, sealed.
+
 package control
 
 import (

@@ -1,3 +1,5 @@
+// A daemon's side of the socket: connections, and the table of methods.
+
 package control
 
 import (
@@ -8,8 +10,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -51,16 +51,20 @@ type Server struct {
 	interfaces   []string
 	methods      map[string]Method // by full name
 	log          *slog.Logger
+	time         timing
 
 	mu    sync.Mutex
 	users map[uint32]int // guarded by mu: open connections by user
 	open  int            // guarded by mu
 }
 
+// timing is frameTimeout and idleTimeout, shorter in tests.
+type timing struct{ frame, idle time.Duration }
+
 // New checks the tables; an error is a mistake in them.
 func New(opts Options, log *slog.Logger, interfaces ...Interface) (*Server, error) {
 	s := &Server{
-		opts: opts, log: log,
+		opts: opts, log: log, time: timing{frame: frameTimeout, idle: idleTimeout},
 		descriptions: map[string]string{},
 		methods:      map[string]Method{},
 		users:        map[uint32]int{},
@@ -180,7 +184,7 @@ func (s *Server) serveConn(ctx context.Context, uc *net.UnixConn) {
 	defer cancel()
 	wg.Go(func() { c.readAhead(ctx, cancel, frames) })
 	for {
-		idle := time.NewTimer(idleTimeout)
+		idle := time.NewTimer(s.time.idle)
 		select {
 		case <-ctx.Done():
 		case <-idle.C:
@@ -212,7 +216,7 @@ type conn struct {
 func (c *conn) readAhead(ctx context.Context, cancel func(), frames chan<- []byte) {
 	r := bufio.NewReader(c.uc)
 	for {
-		frame, err := readFrame(c.uc, r)
+		frame, err := readFrame(c.uc, r, c.server.time.frame)
 		if err == nil {
 			select {
 			case frames <- frame:
@@ -225,10 +229,13 @@ func (c *conn) readAhead(ctx context.Context, cancel func(), frames chan<- []byt
 		case errors.Is(err, errFrame):
 			c.readErr = err
 		case errors.Is(err, io.EOF): // perhaps only half closed: `printf … | socat`
-		case errors.Is(err, context.DeadlineExceeded), isTimeout(err):
-			c.readErr = fmt.Errorf("%w: not finished within %v", errFrame, frameTimeout)
+		case isTimeout(err):
+			c.readErr = fmt.Errorf("%w: not finished within %v", errFrame, c.server.time.frame)
 		default:
 			cancel()
+		}
+		if c.readErr != nil {
+			c.server.log.Info("control caller breaks the rules", "uid", c.peer.UID, "pid", c.peer.PID, "err", c.readErr)
 		}
 		close(frames)
 		break
@@ -271,106 +278,9 @@ func (c *conn) fail(err error) {
 	p := AsProblem(err)
 	data, err := marshalObject(p)
 	if err == nil {
-		err = writeFrame(c.uc, reply{Error: problemError, Parameters: data})
+		err = writeFrame(c.uc, c.server.time.frame, reply{Error: problemError, Parameters: data})
 	}
 	if err != nil {
 		c.server.log.Debug("control caller is gone", "uid", c.peer.UID, "err", err)
 	}
 }
-
-// builtin is what every daemon serves.
-func (s *Server) builtin() []Interface {
-	return []Interface{
-		{
-			Name: "org.varlink.service",
-			Doc:  "The Varlink service interface: what this daemon offers.",
-			Methods: []Method{
-				{Name: "GetInfo", Doc: "Program, version and interfaces.", Out: info{}, Handle: s.getInfo},
-				{Name: "GetInterfaceDescription", Doc: "The definition of one interface.",
-					In: interfaceParam{}, Out: description{}, Handle: s.getDescription},
-			},
-		},
-		{
-			Name: "com.kagimori",
-			Doc:  "What every Kagimori daemon offers.",
-			Methods: []Method{
-				{Name: "Key", Doc: "A key of this connection, to which the caller seals secrets in later calls\n" +
-					"of the same connection: HPKE base mode, DHKEM(X25519, HKDF-SHA256), HKDF-SHA256,\n" +
-					"ChaCha20-Poly1305, info = \"com.kagimori.control/1 \" and the secret's label; base64.",
-					Out: keyReply{}, Handle: getKey},
-			},
-		},
-	}
-}
-
-// errorsOf lists the errors that an interface defines.
-func errorsOf(name string) []string {
-	switch name {
-	case "org.varlink.service":
-		return []string{"InterfaceNotFound (interface: string)", "MethodNotFound (method: string)",
-			"MethodNotImplemented (method: string)", "InvalidParameter (parameter: string)",
-			"PermissionDenied ()", "ExpectedMore ()"}
-	case "com.kagimori":
-		return []string{"Problem (kind: string, message: string, next: ?string)"}
-	}
-	return nil
-}
-
-type info struct {
-	Vendor     string   `json:"vendor"`
-	Product    string   `json:"product"`
-	Version    string   `json:"version"`
-	URL        string   `json:"url"`
-	Interfaces []string `json:"interfaces"`
-}
-
-type interfaceParam struct {
-	Interface string `json:"interface"`
-}
-
-type methodParam struct {
-	Method string `json:"method"`
-}
-
-type description struct {
-	Description string `json:"description"`
-}
-
-type keyReply struct {
-	Key string `json:"key"`
-}
-
-func (s *Server) getInfo(_ context.Context, call *Call) error {
-	return call.Reply(info{
-		Vendor: "Kagimori", Product: s.opts.Product, Version: s.opts.Version,
-		URL: "https://github.com/kagimori/kagimori", Interfaces: s.interfaces,
-	})
-}
-
-func (s *Server) getDescription(_ context.Context, call *Call) error {
-	var in interfaceParam
-	if err := call.Params(&in); err != nil {
-		return err
-	}
-	text, ok := s.descriptions[in.Interface]
-	if !ok {
-		return call.varlinkError(errInterface, in)
-	}
-	return call.Reply(description{Description: text})
-}
-
-func getKey(_ context.Context, call *Call) error {
-	if err := call.ensureReader(); err != nil {
-		return err
-	}
-	return call.Reply(keyReply{Key: call.conn.reader.Key()})
-}
-
-// split cuts a full method name in interface and method.
-func split(full string) (string, string) {
-	i := strings.LastIndexByte(full, '.')
-	return full[:i], full[i+1:]
-}
-
-// offers says whether the interface is served at all.
-func (s *Server) offers(name string) bool { return slices.Contains(s.interfaces, name) }

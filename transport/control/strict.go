@@ -1,3 +1,5 @@
+// Strict JSON, which encoding/json alone is not.
+
 package control
 
 import (
