@@ -1,0 +1,190 @@
+package transport
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// The wire of keycopy/1: a Source (old terminal) gives credentials to a Target
+// (new terminal). This file says what frames, limits, modes and errors there
+// are; keycopy_message.go has the bodies, keycopy_manifest.go what is offered.
+//
+// A frame is uint32 length of the body, uint8 type, body; big endian. A body
+// is one deterministic CBOR map with integer keys. Transcripts hash bodies as
+// sent. All lists of numbers here only grow.
+
+// KeycopyVersion is in every HELLO and in the ALPN name.
+const KeycopyVersion = 1
+
+// KeycopyExporterLabel and KeycopyExporterSize (bytes) give the TLS exporter
+// that binds a run to its channel.
+const (
+	KeycopyExporterLabel = "EXPORTER-keycopy/1"
+	KeycopyExporterSize  = 64
+)
+
+// Limits of a key copy, in bytes unless said otherwise.
+const (
+	// MaxKeycopyHandshake bounds a body before authentication, and every body
+	// that the Source takes.
+	MaxKeycopyHandshake = 4 << 10
+	// MaxKeycopyGrant bounds the body of GRANT.
+	MaxKeycopyGrant = 512 << 10
+	// MaxKeycopyRecord bounds one encoded credential.
+	MaxKeycopyRecord = 64 << 10
+	// MaxKeycopyItem bounds the body of ITEM.
+	MaxKeycopyItem = MaxKeycopyRecord + 256
+	// MaxKeycopyItems is how many credentials one transaction carries.
+	MaxKeycopyItems = 4096
+	// MaxKeycopyTotal bounds the encoded credentials of one transaction.
+	MaxKeycopyTotal = 16 << 20
+	// MaxKeycopySelect is how many ids a HELLO may ask for: more do not fit.
+	MaxKeycopySelect = 56
+	// MaxKeycopyWithheld is how many refused credentials a manifest names; the
+	// rest are counted.
+	MaxKeycopyWithheld = 256
+)
+
+// Deadlines of a key copy.
+const (
+	KeycopyConnectTimeout = 5 * time.Second
+	KeycopyTLSTimeout     = 5 * time.Second
+	KeycopyMessageTimeout = 10 * time.Second
+	// KeycopyInstallTimeout is how long the Source waits for RECEIPT: the
+	// Target, authenticated by then, may have a slow chip to fill.
+	KeycopyInstallTimeout = 60 * time.Second
+	KeycopySessionTimeout = 120 * time.Second
+)
+
+// KeycopyType is the type byte of a frame.
+type KeycopyType uint8
+
+// The frames. COMMIT, ACTIVATED and RESUME belong to moving and resuming and
+// are refused until those exist.
+const (
+	KeycopyTypeHello     KeycopyType = 0x01 // Target to Source
+	KeycopyTypeHelloAck  KeycopyType = 0x02 // Source to Target
+	KeycopyTypeProof     KeycopyType = 0x03 // Target to Source
+	KeycopyTypeGrant     KeycopyType = 0x04 // Source to Target
+	KeycopyTypeItem      KeycopyType = 0x05 // Source to Target, as many as the manifest has entries
+	KeycopyTypeReceipt   KeycopyType = 0x06 // Target to Source
+	KeycopyTypeCommit    KeycopyType = 0x07 // Source to Target
+	KeycopyTypeActivated KeycopyType = 0x08 // Target to Source
+	KeycopyTypeClose     KeycopyType = 0x09 // Source to Target
+	KeycopyTypeResume    KeycopyType = 0x0A // Target to Source
+	KeycopyTypeError     KeycopyType = 0x0F // either way; the last frame of a connection
+)
+
+var keycopyTypeText = map[KeycopyType]string{
+	KeycopyTypeHello: "HELLO", KeycopyTypeHelloAck: "HELLO_ACK", KeycopyTypeProof: "PROOF", KeycopyTypeGrant: "GRANT",
+	KeycopyTypeItem: "ITEM", KeycopyTypeReceipt: "RECEIPT", KeycopyTypeCommit: "COMMIT", KeycopyTypeActivated: "ACTIVATED",
+	KeycopyTypeClose: "CLOSE", KeycopyTypeResume: "RESUME", KeycopyTypeError: "ERROR",
+}
+
+func (t KeycopyType) String() string {
+	if s, ok := keycopyTypeText[t]; ok {
+		return s
+	}
+	return fmt.Sprintf("frame %#02x", uint8(t))
+}
+
+// A KeycopyFrame is one message on the wire, body still encoded.
+type KeycopyFrame struct {
+	Type KeycopyType
+	Body []byte
+}
+
+// KeycopyMode is how the two ends authenticate and derive the item key.
+type KeycopyMode string
+
+// The modes. Only KeycopyPAKE is spoken; the others are the two flows of the
+// patent and are answered with KeycopyModeRefused.
+const (
+	KeycopyPAKE   KeycopyMode = "pake"
+	KeycopyDirect KeycopyMode = "direct"
+	KeycopyKEK    KeycopyMode = "kek"
+)
+
+// ALPN is the TLS protocol name of a mode, so that two ends of different modes
+// never get as far as a message.
+func (m KeycopyMode) ALPN() string { return "keycopy/1-" + string(m) }
+
+// KeycopySuite numbers a set of algorithms. A later draft or the RFC of CPace
+// gets a number of its own.
+type KeycopySuite uint8
+
+// KeycopyCPace21 is CPACE-RISTR255-SHA512 of draft-irtf-cfrg-cpace-21 with
+// HKDF-SHA512, HMAC-SHA256 and ChaCha20-Poly1305.
+const KeycopyCPace21 KeycopySuite = 1
+
+// String is the suite's name in the transcript.
+func (s KeycopySuite) String() string {
+	if s == KeycopyCPace21 {
+		return "CPACE-RISTR255-SHA512 draft-irtf-cfrg-cpace-21"
+	}
+	return fmt.Sprintf("suite %d", uint8(s))
+}
+
+// A KeycopyChannel is what a run needs to know of the TLS connection below it.
+type KeycopyChannel struct {
+	// Exporter is the TLS exporter under KeycopyExporterLabel. It does not
+	// cover the client certificate, hence the keys below.
+	Exporter [KeycopyExporterSize]byte
+	// TargetKey and SourceKey are the DER public keys of the certificates in
+	// use; TargetKey is empty when the Target showed none.
+	TargetKey, SourceKey []byte
+	// Peer is the other end's terminal name if it proved one by an identity
+	// certificate, else empty.
+	Peer Name
+	// Remote is the other end's network address, for people.
+	Remote string
+}
+
+// KeycopyFault is the code of an ERROR frame, and the error of either end.
+type KeycopyFault uint8
+
+// The faults. A wrong security code, operator code, tag or ciphertext all give
+// KeycopyAuthFailed.
+const (
+	KeycopyProtocol         KeycopyFault = iota + 1 // malformed, out of order, over a limit
+	KeycopyVersionRefused                           // not KeycopyVersion
+	KeycopyModeRefused                              // mode, suite or move not allowed here
+	KeycopyCodeUnknown                              // no security code of that group and epoch
+	KeycopyAuthFailed                               // never says what was wrong
+	KeycopyNotArmed                                 // no operator code: none made, expired, used up, or locked
+	KeycopyBusy                                     // another Target is being served
+	KeycopyTxnUnknown                               // RESUME of something unknown
+	KeycopyTxnConflict                              // RESUME of something that went on elsewhere
+	KeycopyManifestRejected                         // the Target takes none of it
+	KeycopyStoreFailed                              // a durable write failed
+	KeycopyAborted                                  // somebody or something stopped it
+	KeycopyTimeout                                  // a deadline passed
+)
+
+var keycopyFaultText = map[KeycopyFault]string{
+	KeycopyProtocol:         "the other end does not speak this protocol correctly; check that both terminals run current versions",
+	KeycopyVersionRefused:   "the versions of the two terminals do not fit; update the older one",
+	KeycopyModeRefused:      "the mode asked for is not allowed; check the key copy settings of both terminals",
+	KeycopyCodeUnknown:      "the terminals have different security codes; provision both from bundles of one group",
+	KeycopyAuthFailed:       "the codes of the two terminals do not match; check the operator code, and that both were provisioned for one group",
+	KeycopyNotArmed:         "no operator code is in force on the old terminal; run there: kagimori keycopy offer",
+	KeycopyBusy:             "the old terminal is serving another one; try again when that is done",
+	KeycopyTxnUnknown:       "the other terminal does not know this copy; start a new one",
+	KeycopyTxnConflict:      "this copy went on elsewhere; start a new one",
+	KeycopyManifestRejected: "nothing that was offered can be taken; see the reasons listed",
+	KeycopyStoreFailed:      "a terminal could not write its store; check its disk, then start a new copy",
+	KeycopyAborted:          "the copy was stopped; start a new one",
+	KeycopyTimeout:          "the other terminal did not answer in time; check the network, then try again",
+}
+
+func (f KeycopyFault) Error() string {
+	if s, ok := keycopyFaultText[f]; ok {
+		return s
+	}
+	return fmt.Sprintf("the other terminal reports fault %d, which this version does not know; update this terminal", uint8(f))
+}
+
+// ErrKeycopyStranger is a connection whose peer did not prove the security
+// code; its address is slowed down.
+var ErrKeycopyStranger = errors.New("the peer did not prove the security code")

@@ -1,0 +1,235 @@
+package transport
+
+import (
+	"crypto/sha256"
+	"fmt"
+)
+
+// The bodies of the key copy's frames. What a MAC covers is a type of its own
+// (KeycopyHelloBody, ...), so that "the body less its MAC" is one encoding too.
+
+// KeycopyTag is a MAC or hash inside a message: 32 bytes.
+type KeycopyTag [sha256.Size]byte
+
+// KeycopyPoint is an encoded element of ristretto255 (RFC 9496).
+type KeycopyPoint [32]byte
+
+// A KeycopyMessage is the body of one type of frame.
+type KeycopyMessage interface {
+	// Frame is the frame's type.
+	Frame() KeycopyType
+	// check refuses what CBOR alone lets through.
+	check() error
+}
+
+var (
+	_ KeycopyMessage = (*KeycopyHello)(nil)
+	_ KeycopyMessage = (*KeycopyHelloAck)(nil)
+	_ KeycopyMessage = (*KeycopyProof)(nil)
+	_ KeycopyMessage = (*KeycopyGrant)(nil)
+	_ KeycopyMessage = (*KeycopyItem)(nil)
+	_ KeycopyMessage = (*KeycopyReceipt)(nil)
+	_ KeycopyMessage = (*KeycopyClose)(nil)
+	_ KeycopyMessage = (*KeycopyError)(nil)
+)
+
+// EncodeKeycopy makes the frame of m.
+func EncodeKeycopy(m KeycopyMessage) (KeycopyFrame, error) {
+	if err := m.check(); err != nil {
+		return KeycopyFrame{}, fmt.Errorf("encode %s: %w", m.Frame(), err)
+	}
+	body, err := Marshal(m)
+	if err != nil {
+		return KeycopyFrame{}, fmt.Errorf("encode %s: %w", m.Frame(), err)
+	}
+	if limit := KeycopyLimit(m.Frame()); len(body) > limit {
+		return KeycopyFrame{}, fmt.Errorf("encode %s: %d bytes, the limit is %d", m.Frame(), len(body), limit)
+	}
+	return KeycopyFrame{m.Frame(), body}, nil
+}
+
+// DecodeKeycopy reads a frame into m, whose type it must have. Every failure
+// is ErrMalformed.
+func DecodeKeycopy(f KeycopyFrame, m KeycopyMessage) error {
+	if f.Type != m.Frame() {
+		return fmt.Errorf("%w: %s where %s was expected", ErrMalformed, f.Type, m.Frame())
+	}
+	if err := Unmarshal(f.Body, m, KeycopyLimit(f.Type)); err != nil {
+		return fmt.Errorf("%s: %w", f.Type, err)
+	}
+	if err := m.check(); err != nil {
+		return fmt.Errorf("%s: %w: %w", f.Type, ErrMalformed, err)
+	}
+	return nil
+}
+
+// KeycopyLimit is the largest body of a type of frame, in bytes.
+func KeycopyLimit(t KeycopyType) int {
+	switch t {
+	case KeycopyTypeGrant:
+		return MaxKeycopyGrant
+	case KeycopyTypeItem:
+		return MaxKeycopyItem
+	}
+	return MaxKeycopyHandshake
+}
+
+// KeycopyCodeID says which security code an end uses: the group it was made
+// for, and its epoch.
+type KeycopyCodeID struct {
+	Group Name   `cbor:"1,keyasint"`
+	Epoch uint32 `cbor:"2,keyasint"`
+}
+
+func (c KeycopyCodeID) String() string { return fmt.Sprintf("%s/%d", c.Group, c.Epoch) }
+
+// KeycopyHelloBody is HELLO less its MAC. Select lists credential ids; empty
+// is all. Share is set in mode pake, Code in the other two.
+type KeycopyHelloBody struct {
+	Version uint8         `cbor:"1,keyasint"`
+	Mode    KeycopyMode   `cbor:"2,keyasint"`
+	Suite   KeycopySuite  `cbor:"3,keyasint"`
+	CodeID  KeycopyCodeID `cbor:"4,keyasint"`
+	Target  DeviceID      `cbor:"5,keyasint"`
+	Nonce   [32]byte      `cbor:"6,keyasint"`
+	Want    Transfer      `cbor:"7,keyasint"` // copy or move
+	Select  []Name        `cbor:"8,keyasint"`
+	Share   *KeycopyPoint `cbor:"9,keyasint,omitempty"`
+	Code    []byte        `cbor:"10,keyasint,omitempty"` // the sealed operator code of direct and kek
+}
+
+// KeycopyHello opens a run. Admit proves the security code.
+type KeycopyHello struct {
+	KeycopyHelloBody
+	Admit KeycopyTag `cbor:"11,keyasint"`
+}
+
+// KeycopyHelloAckBody is HELLO_ACK less its MAC.
+type KeycopyHelloAckBody struct {
+	Source DeviceID     `cbor:"1,keyasint"`
+	Nonce  [32]byte     `cbor:"2,keyasint"`
+	Txn    ID           `cbor:"3,keyasint"`
+	Share  KeycopyPoint `cbor:"4,keyasint"`
+}
+
+// KeycopyHelloAck answers HELLO. Admit proves the security code.
+type KeycopyHelloAck struct {
+	KeycopyHelloAckBody
+	Admit KeycopyTag `cbor:"5,keyasint"`
+}
+
+// KeycopyProof proves the operator code.
+type KeycopyProof struct {
+	Tag KeycopyTag `cbor:"1,keyasint"`
+}
+
+// KeycopyGrant proves the operator code in turn and says what comes. Manifest
+// is an encoded KeycopyManifest; Tag covers its SHA-256.
+type KeycopyGrant struct {
+	Tag      KeycopyTag `cbor:"1,keyasint"`
+	Manifest []byte     `cbor:"2,keyasint"`
+}
+
+// KeycopyItem is one CredentialRecord, sealed. Seq counts from 0.
+type KeycopyItem struct {
+	Seq    uint32 `cbor:"1,keyasint"`
+	ID     Name   `cbor:"2,keyasint"`
+	Sealed []byte `cbor:"3,keyasint"`
+}
+
+// KeycopyReceiptBody is RECEIPT less MAC and signature. Bit n of Status (least
+// significant first) says that item n is durably installed.
+type KeycopyReceiptBody struct {
+	Txn      ID         `cbor:"1,keyasint"`
+	Manifest KeycopyTag `cbor:"2,keyasint"`
+	Status   []byte     `cbor:"3,keyasint"`
+}
+
+// KeycopyReceipt says what the Target has installed. Signature is by the
+// Target's identity key, and there exactly if it showed an identity.
+type KeycopyReceipt struct {
+	KeycopyReceiptBody
+	MAC       KeycopyTag `cbor:"4,keyasint"`
+	Signature []byte     `cbor:"5,keyasint,omitempty"`
+}
+
+// KeycopyCloseBody is CLOSE less its MAC.
+type KeycopyCloseBody struct {
+	Txn ID `cbor:"1,keyasint"`
+}
+
+// KeycopyClose says that the Source has recorded the receipt.
+type KeycopyClose struct {
+	KeycopyCloseBody
+	MAC KeycopyTag `cbor:"2,keyasint"`
+}
+
+// KeycopyError ends a connection.
+type KeycopyError struct {
+	Code KeycopyFault `cbor:"1,keyasint"`
+}
+
+// Frame implements KeycopyMessage.
+func (*KeycopyHello) Frame() KeycopyType    { return KeycopyTypeHello }
+func (*KeycopyHelloAck) Frame() KeycopyType { return KeycopyTypeHelloAck }
+func (*KeycopyProof) Frame() KeycopyType    { return KeycopyTypeProof }
+func (*KeycopyGrant) Frame() KeycopyType    { return KeycopyTypeGrant }
+func (*KeycopyItem) Frame() KeycopyType     { return KeycopyTypeItem }
+func (*KeycopyReceipt) Frame() KeycopyType  { return KeycopyTypeReceipt }
+func (*KeycopyClose) Frame() KeycopyType    { return KeycopyTypeClose }
+func (*KeycopyError) Frame() KeycopyType    { return KeycopyTypeError }
+
+// maxKeycopySignature is the longest ASN.1 ECDSA P-256 signature, in bytes.
+const maxKeycopySignature = 72
+
+// check leaves version, mode and suite alone: those have answers of their own.
+func (m *KeycopyHello) check() error {
+	if m.Want != TransferCopy && m.Want != TransferMove {
+		return fmt.Errorf("want %q", m.Want)
+	}
+	if (m.Mode == KeycopyPAKE) != (m.Share != nil) || (m.Mode == KeycopyPAKE) != (len(m.Code) == 0) {
+		return fmt.Errorf("wrong fields for mode %q", m.Mode)
+	}
+	if len(m.Select) > MaxKeycopySelect {
+		return fmt.Errorf("%d ids selected, the limit is %d", len(m.Select), MaxKeycopySelect)
+	}
+	seen := map[Name]bool{}
+	for _, id := range m.Select {
+		if _, err := ParseName(string(id)); err != nil || seen[id] {
+			return fmt.Errorf("selected id %q is not a name or there twice", id)
+		}
+		seen[id] = true
+	}
+	_, err := ParseName(string(m.CodeID.Group))
+	return err
+}
+
+func (*KeycopyHelloAck) check() error { return nil }
+func (*KeycopyProof) check() error    { return nil }
+func (*KeycopyClose) check() error    { return nil }
+func (*KeycopyError) check() error    { return nil }
+
+func (m *KeycopyGrant) check() error {
+	if len(m.Manifest) == 0 {
+		return fmt.Errorf("no manifest")
+	}
+	return nil
+}
+
+func (m *KeycopyItem) check() error {
+	if m.Seq >= MaxKeycopyItems {
+		return fmt.Errorf("item %d, the limit is %d", m.Seq, MaxKeycopyItems)
+	}
+	_, err := ParseName(string(m.ID))
+	return err
+}
+
+func (m *KeycopyReceipt) check() error {
+	if len(m.Status) > MaxKeycopyItems/8 {
+		return fmt.Errorf("status of %d bytes", len(m.Status))
+	}
+	if len(m.Signature) > maxKeycopySignature {
+		return fmt.Errorf("signature of %d bytes", len(m.Signature))
+	}
+	return nil
+}

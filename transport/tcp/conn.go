@@ -1,0 +1,108 @@
+package tcp
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/kagimori/kagimori/transport"
+)
+
+// headerSize is uint32 length of the body and uint8 type.
+const headerSize = 5
+
+// Sizes of the buffers, in bytes: a TLS record out, a handshake message in.
+const (
+	writeBuffer = 16 << 10
+	readBuffer  = 4 << 10
+)
+
+// A Conn carries frames over one TLS connection. One goroutine reads and
+// writes; Close may come from another. No call outlasts
+// transport.KeycopySessionTimeout, counted from the connection's start.
+type Conn struct {
+	tls     *tls.Conn
+	channel transport.KeycopyChannel
+	until   time.Time
+	r       *bufio.Reader
+	w       *bufio.Writer
+	stop    func() bool
+}
+
+func newConn(ctx context.Context, t *tls.Conn, ch transport.KeycopyChannel, until time.Time) *Conn {
+	return &Conn{tls: t, channel: ch, until: until,
+		r: bufio.NewReaderSize(t, readBuffer), w: bufio.NewWriterSize(t, writeBuffer),
+		stop: context.AfterFunc(ctx, func() { t.NetConn().Close() })}
+}
+
+// Channel says what TLS proved.
+func (c *Conn) Channel() transport.KeycopyChannel { return c.channel }
+
+// ReadFrame waits at most wait for a frame to begin, and
+// transport.KeycopyMessageTimeout for the rest of it. A body of more than limit
+// bytes is transport.ErrMalformed and is not read; a deadline that passes is
+// os.ErrDeadlineExceeded.
+func (c *Conn) ReadFrame(limit int, wait time.Duration) (f transport.KeycopyFrame, err error) {
+	var header [headerSize]byte
+	if err := c.tls.SetReadDeadline(c.deadline(wait)); err != nil {
+		return f, fmt.Errorf("read frame: %w", err)
+	}
+	if _, err := c.r.Peek(1); err != nil {
+		return f, fmt.Errorf("read frame: %w", err)
+	}
+	if err := c.tls.SetReadDeadline(c.deadline(transport.KeycopyMessageTimeout)); err != nil {
+		return f, fmt.Errorf("read frame: %w", err)
+	}
+	if _, err := io.ReadFull(c.r, header[:]); err != nil {
+		return f, fmt.Errorf("read frame: %w", err)
+	}
+	f.Type = transport.KeycopyType(header[4])
+	length := binary.BigEndian.Uint32(header[:4])
+	if int64(length) > int64(limit) {
+		return f, fmt.Errorf("read %s: %w: %d bytes, the limit is %d", f.Type, transport.ErrMalformed, length, limit)
+	}
+	f.Body = make([]byte, length)
+	if _, err := io.ReadFull(c.r, f.Body); err != nil {
+		return f, fmt.Errorf("read %s: %w", f.Type, err)
+	}
+	return f, nil
+}
+
+// WriteFrame holds f back, as far as the buffer goes, until a frame with flush.
+func (c *Conn) WriteFrame(f transport.KeycopyFrame, flush bool) error {
+	if err := c.tls.SetWriteDeadline(c.deadline(transport.KeycopyMessageTimeout)); err != nil {
+		return fmt.Errorf("write %s: %w", f.Type, err)
+	}
+	var header [headerSize]byte
+	binary.BigEndian.PutUint32(header[:4], uint32(len(f.Body)))
+	header[4] = byte(f.Type)
+	if _, err := c.w.Write(header[:]); err != nil {
+		return fmt.Errorf("write %s: %w", f.Type, err)
+	}
+	if _, err := c.w.Write(f.Body); err != nil {
+		return fmt.Errorf("write %s: %w", f.Type, err)
+	}
+	if flush {
+		if err := c.w.Flush(); err != nil {
+			return fmt.Errorf("write %s: %w", f.Type, err)
+		}
+	}
+	return nil
+}
+
+// Close ends the connection. Frames that were not flushed are lost.
+func (c *Conn) Close() error {
+	c.stop()
+	return c.tls.Close()
+}
+
+func (c *Conn) deadline(wait time.Duration) time.Time {
+	if d := time.Now().Add(wait); d.Before(c.until) {
+		return d
+	}
+	return c.until
+}

@@ -1,0 +1,183 @@
+// Package tcp carries the frames of a key copy over TLS 1.3. START HERE: Serve
+// and Dial make a Conn; conn.go frames, tls.go says whom TLS lets in, door.go
+// keeps a flood of strangers small.
+//
+// TLS gives secrecy, also against a recording that is opened by a quantum
+// computer later (X25519MLKEM768 and nothing else), and a name to those that
+// have an identity certificate. It does not say whether the peer may have a
+// key: that is proven by the protocol above, bound to Channel().
+package tcp
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/kagimori/kagimori/transport"
+)
+
+// Config is how an end shows itself and whom it believes.
+type Config struct {
+	// Certificate is this terminal's identity with its chain, an ECDSA P-256
+	// key. Without one the Source shows a certificate made for the moment, and
+	// the Target none.
+	Certificate *tls.Certificate
+	// Verify judges a peer's identity certificate, leaf first; it is
+	// transport.VerifyTerminal with the root that this terminal trusts. It is
+	// not asked about certificates without a name.
+	Verify func(chain []*x509.Certificate) (transport.Name, error)
+	Log    *slog.Logger
+}
+
+// acceptPause paces Accept after an error such as too many open files.
+const acceptPause = 100 * time.Millisecond
+
+// Listen opens a TCP port for Serve.
+func Listen(ctx context.Context, address string) (net.Listener, error) {
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen for key copies: %w; choose another address, or stop what uses it", err)
+	}
+	return ln, nil
+}
+
+// Serve accepts connections until ctx ends, and returns when every handle has.
+// It closes ln. handle owns its Conn, which breaks when ctx ends; an error that
+// is transport.ErrKeycopyStranger slows the peer's address down.
+func Serve(ctx context.Context, ln net.Listener, cfg Config, handle func(context.Context, *Conn) error) error {
+	defer ln.Close()
+	if cfg.Certificate == nil {
+		cert, err := ephemeral()
+		if err != nil {
+			return fmt.Errorf("serve key copies: %w", err)
+		}
+		cfg.Certificate = cert
+	}
+	defer context.AfterFunc(ctx, func() { ln.Close() })()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	d := newDoor()
+	for {
+		raw, err := ln.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				raw.Close()
+			}
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("serve key copies: %w", err)
+		case err != nil:
+			cfg.Log.Warn("cannot accept a key copy connection", "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(acceptPause):
+			}
+			continue
+		}
+		from := origin(raw.RemoteAddr())
+		if !d.enter(from, time.Now()) {
+			raw.Close()
+			continue
+		}
+		wg.Go(func() {
+			stranger := serveOne(ctx, raw, cfg, handle)
+			d.leave(from, stranger, time.Now())
+		})
+	}
+}
+
+// serveOne tells whether the peer turned out to be a stranger.
+func serveOne(ctx context.Context, raw net.Conn, cfg Config, handle func(context.Context, *Conn) error) bool {
+	c, err := open(ctx, raw, cfg, true)
+	if err != nil {
+		cfg.Log.Info("key copy connection refused", "remote", raw.RemoteAddr().String(), "err", err)
+		return true
+	}
+	defer c.Close()
+	return errors.Is(handle(ctx, c), transport.ErrKeycopyStranger)
+}
+
+// Dial connects to a Source at host:port. The Conn breaks when ctx ends.
+func Dial(ctx context.Context, address string, cfg Config) (*Conn, error) {
+	d := net.Dialer{Timeout: transport.KeycopyConnectTimeout}
+	raw, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the old terminal: %w; check the address, and that it shows an operator code", err)
+	}
+	c, err := open(ctx, raw, cfg, false)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the old terminal at %s: %w", address, err)
+	}
+	return c, nil
+}
+
+// open makes a Conn of raw, or closes it.
+func open(ctx context.Context, raw net.Conn, cfg Config, server bool) (*Conn, error) {
+	var peer transport.Name
+	config := cfg.tls(server, &peer)
+	var t *tls.Conn
+	if server {
+		t = tls.Server(raw, config)
+	} else {
+		t = tls.Client(raw, config)
+	}
+	until := time.Now().Add(transport.KeycopySessionTimeout)
+	if err := handshake(ctx, t); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	ch, err := channel(t, cfg, server)
+	if err != nil {
+		raw.Close()
+		return nil, err
+	}
+	ch.Peer = peer
+	return newConn(ctx, t, ch, until), nil
+}
+
+func handshake(ctx context.Context, t *tls.Conn) error {
+	limited, cancel := context.WithTimeoutCause(ctx, transport.KeycopyTLSTimeout, os.ErrDeadlineExceeded)
+	defer cancel()
+	if err := t.HandshakeContext(limited); err != nil {
+		if limited.Err() != nil {
+			err = context.Cause(limited)
+		}
+		return fmt.Errorf("TLS: %w", err)
+	}
+	return nil
+}
+
+// channel says what the key copy has to know of t.
+func channel(t *tls.Conn, cfg Config, server bool) (transport.KeycopyChannel, error) {
+	state := t.ConnectionState()
+	ch := transport.KeycopyChannel{Remote: t.RemoteAddr().String()}
+	exporter, err := state.ExportKeyingMaterial(transport.KeycopyExporterLabel, nil, transport.KeycopyExporterSize)
+	if err != nil {
+		return ch, fmt.Errorf("TLS exporter: %w", err)
+	}
+	copy(ch.Exporter[:], exporter)
+	var own, other []byte
+	if cfg.Certificate != nil {
+		leaf, err := leafOf(cfg.Certificate)
+		if err != nil {
+			return ch, err
+		}
+		own = leaf.RawSubjectPublicKeyInfo
+	}
+	if len(state.PeerCertificates) > 0 {
+		other = state.PeerCertificates[0].RawSubjectPublicKeyInfo
+	}
+	ch.TargetKey, ch.SourceKey = own, other
+	if server {
+		ch.TargetKey, ch.SourceKey = other, own
+	}
+	return ch, nil
+}

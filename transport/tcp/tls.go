@@ -1,0 +1,109 @@
+package tcp
+
+// Whom TLS lets in. Either end may show an identity certificate, which must
+// then be good, or a certificate without any name, which says nothing.
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+
+	"github.com/kagimori/kagimori/transport"
+)
+
+// tls is the configuration of one connection; peer gets the other end's name.
+func (cfg Config) tls(server bool, peer *transport.Name) *tls.Config {
+	c := &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		CurvePreferences:       []tls.CurveID{tls.X25519MLKEM768},
+		SessionTicketsDisabled: true,
+		NextProtos:             []string{transport.KeycopyPAKE.ALPN()},
+		// A terminal's certificate is for client authentication only, which
+		// Go's own check refuses in a server: VerifyConnection does it by hand.
+		InsecureSkipVerify: true,
+		VerifyConnection: func(state tls.ConnectionState) (err error) {
+			*peer, err = cfg.check(state, !server)
+			return err
+		},
+	}
+	switch {
+	case server:
+		c.Certificates = []tls.Certificate{*cfg.Certificate}
+		c.ClientAuth = tls.RequestClientCert
+	case cfg.Certificate != nil:
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cfg.Certificate, nil }
+	}
+	return c
+}
+
+// check judges what the peer showed. Go's server lets a client pass that
+// offers no protocol name, so that is checked here as well.
+func (cfg Config) check(state tls.ConnectionState, required bool) (transport.Name, error) {
+	if state.NegotiatedProtocol != transport.KeycopyPAKE.ALPN() || state.CurveID != tls.X25519MLKEM768 || state.DidResume {
+		return "", errors.New("the peer does not speak this version of the key copy")
+	}
+	chain := state.PeerCertificates
+	if len(chain) == 0 {
+		if required {
+			return "", errors.New("the peer showed no certificate")
+		}
+		return "", nil
+	}
+	if len(chain) > transport.MaxChain {
+		return "", fmt.Errorf("chain of %d certificates, the limit is %d", len(chain), transport.MaxChain)
+	}
+	if key, ok := chain[0].PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P256() {
+		return "", errors.New("the peer's key is not an ECDSA P-256 key")
+	}
+	if nameless(chain) {
+		return "", nil
+	}
+	if cfg.Verify == nil {
+		return "", errors.New("the peer shows an identity, and there is no root here to check it against")
+	}
+	name, err := cfg.Verify(chain)
+	if err != nil {
+		return "", fmt.Errorf("the peer's identity: %w", err)
+	}
+	return name, nil
+}
+
+// nameless tells a certificate made for the moment: alone, self-issued, and
+// without a name of any kind.
+func nameless(chain []*x509.Certificate) bool {
+	c := chain[0]
+	return len(chain) == 1 && bytes.Equal(c.RawIssuer, c.RawSubject) &&
+		len(c.URIs)+len(c.DNSNames)+len(c.IPAddresses)+len(c.EmailAddresses)+len(c.Subject.Names) == 0
+}
+
+// ephemeral makes a certificate without a name. Nobody judges its dates.
+func ephemeral() (*tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make certificate: %w", err)
+	}
+	t := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0)}
+	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
+	if err != nil {
+		return nil, fmt.Errorf("make certificate: %w", err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
+}
+
+func leafOf(c *tls.Certificate) (*x509.Certificate, error) {
+	if c.Leaf != nil {
+		return c.Leaf, nil
+	}
+	leaf, err := x509.ParseCertificate(c.Certificate[0])
+	if err != nil {
+		return nil, fmt.Errorf("own certificate: %w", err)
+	}
+	return leaf, nil
+}
