@@ -1,0 +1,63 @@
+package keycopy
+
+import (
+	"fmt"
+
+	"github.com/kagimori/kagimori/transport"
+)
+
+// EventKind says what happened, for the displays of offer and fetch.
+type EventKind string
+
+// What happens on either end. The comment names the fields of Event in use.
+const (
+	EventConnected EventKind = "connected" // Remote, Name: a TLS connection stands, nothing is proven by codes yet
+	EventTurned    EventKind = "turned"    // Source: a connection ended before its code was judged. Remote, Err
+	EventRefused   EventKind = "refused"   // Source: a wrong operator code. Remote, Device, Left
+	EventKilled    EventKind = "killed"    // Source: the code was wrong too often and is destroyed. Remote, Device
+	EventExpired   EventKind = "expired"   // Source: the code's time is over and it is destroyed
+	EventGranted   EventKind = "granted"   // both: the codes match. Transaction with Items and Withheld
+	EventItem      EventKind = "item"      // both: a credential was sent or opened. Item (from 1), Items, ID
+	EventInstalled EventKind = "installed" // both: Target has them durably and its code is destroyed; Source: the receipt is recorded. Transaction with Taken
+	EventClosed    EventKind = "closed"    // both: all done, both codes are destroyed. Transaction
+	EventAborted   EventKind = "aborted"   // Source: the run ended after the codes matched; the code is destroyed. Transaction, Err
+)
+
+// An Event is one step of a copy. It holds no secret.
+type Event struct {
+	Kind        EventKind
+	Remote      string
+	Name        transport.Name
+	Device      transport.DeviceID
+	Left        int
+	Item, Items int
+	ID          transport.Name
+	Transaction *Transaction
+	Err         error
+}
+
+// An Error is how a run fails. errors.Is finds the fault.
+type Error struct {
+	Fault transport.KeycopyFault
+	// Remote is true if the other end found it.
+	Remote bool
+	// Err is the detail, or nil. It does not cross the wire.
+	Err error
+}
+
+func (e *Error) Error() string {
+	if e.Err == nil {
+		return e.Fault.Error()
+	}
+	return fmt.Sprintf("%s (%v)", e.Fault, e.Err)
+}
+
+// Unwrap gives the fault and the detail.
+func (e *Error) Unwrap() []error {
+	if e.Err == nil {
+		return []error{e.Fault}
+	}
+	return []error{e.Fault, e.Err}
+}
+
+func fail(fault transport.KeycopyFault, err error) *Error { return &Error{Fault: fault, Err: err} }

@@ -1,0 +1,104 @@
+// Package keycopy is the protocol keycopy/1 by which an old terminal (Source)
+// copies credentials to a new one (Target), so that the new one reaches its
+// services with nothing changed there. START HERE, then source.go and
+// target.go for the two ends, schedule.go and cpace.go for the cryptography.
+//
+// What keeps a key from the wrong terminal: both ends hold the security code
+// of their group (in hsm, it never comes out), and an operator reads a one-time
+// operator code off the Source and types it on the Target. The codes
+// authenticate a key exchange (CPace) that is bound to the TLS connection below.
+//
+// The package is pure: frames in, frames out. It opens no connection and no
+// file; time, randomness, the security code's MAC and durable writes are passed
+// in. Mode pake with transfer copy is spoken. Moving (COMMIT, ACTIVATED),
+// resuming (RESUME) and the modes direct and kek have their numbers in
+// transport and are refused.
+package keycopy
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/kagimori/kagimori/hsm"
+	"github.com/kagimori/kagimori/transport"
+)
+
+// An Instant is one moment on two clocks. Mono is measured from any fixed
+// point, such as the program's start, and never jumps.
+type Instant struct {
+	Wall time.Time
+	Mono time.Duration
+}
+
+// Since is how long ago t was, by the clock that says longer: neither setting
+// the wall clock back nor stopping the other one gives a code more time.
+func (i Instant) Since(t Instant) time.Duration {
+	return max(i.Wall.Round(0).Sub(t.Wall.Round(0)), i.Mono-t.Mono)
+}
+
+// A Clock tells the present time.
+type Clock func() Instant
+
+// NewClock reads the system's clocks.
+func NewClock() Clock {
+	start := time.Now()
+	return func() Instant {
+		now := time.Now()
+		return Instant{Wall: now, Mono: now.Sub(start)}
+	}
+}
+
+// A SecurityCode is the fleet secret of a group, or rather what can be done
+// with it: HMAC-SHA256. The code itself stays in hsm.
+type SecurityCode struct {
+	ID transport.KeycopyCodeID
+	// MAC is hsm.MACs with the code's blob. It is called once per connection,
+	// on the Source by anybody who connects.
+	MAC func(ctx context.Context, message []byte) (*hsm.Secret, error)
+}
+
+// Attempts counts guesses at the operator code so that neither cutting the
+// power nor reconnecting gives more of them. Its rules are AttemptLog's.
+type Attempts interface {
+	// Count records one attempt, durably, before anybody learns whether it was
+	// right. An error means that it must not be judged; ErrLocked if there were
+	// too many.
+	Count(ctx context.Context) error
+	// Succeed takes the last counted attempt back: it was right.
+	Succeed(ctx context.Context) error
+}
+
+// End is what both ends of a copy have in common.
+type End struct {
+	Device   transport.DeviceID // this device
+	Attempts Attempts
+	Clock    Clock
+	Random   io.Reader
+	// Progress is told what happens, from the goroutine of Serve or Fetch; it
+	// must not block for long. nil is fine.
+	Progress func(Event)
+}
+
+func (e *End) tell(ev Event) {
+	if e.Progress != nil {
+		e.Progress(ev)
+	}
+}
+
+// A Transaction is one run after both ends have proven the codes.
+type Transaction struct {
+	ID     transport.ID
+	Peer   transport.DeviceID // as the other end says, under both codes
+	Name   transport.Name     // its terminal name, proven by identity certificate; else empty
+	Remote string             // its network address
+	At     time.Time
+	// Items are the credentials offered, Withheld those that are not, More the
+	// number of further ones that are not.
+	Items    []transport.KeycopyEntry
+	Withheld []transport.KeycopyWithheld
+	More     int
+	// Taken lists the items that the Target has installed. On the Source it is
+	// set once the receipt is in.
+	Taken []transport.Name
+}

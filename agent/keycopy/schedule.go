@@ -1,0 +1,206 @@
+package keycopy
+
+// The key schedule: from the security code (SCS), the operator code and the
+// TLS exporter to the tags and keys of one run. H is SHA-256 over whole frame
+// bodies as sent.
+
+import (
+	"context"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/binary"
+	"fmt"
+
+	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/kagimori/kagimori/transport"
+)
+
+const (
+	protocol = "keycopy/1"
+	keySize  = 32
+	// ciExporter is how much of the exporter goes into CI and the security
+	// code's message; the rest is CPace's sid.
+	ciExporter = 32
+)
+
+// fleetKeys are the keys that follow from the security code and the channel:
+// scp(l) = HKDF-Expand-SHA256(SCS, "keycopy/1 " ‖ l, 32).
+type fleetKeys struct{ admit, prs, mix []byte }
+
+// newFleetKeys makes the one call per connection under the security code.
+func newFleetKeys(ctx context.Context, code SecurityCode, mode transport.KeycopyMode, ch *transport.KeycopyChannel) (*fleetKeys, error) {
+	message := append([]byte(protocol+" sc\x00"+string(mode)), ch.Exporter[:ciExporter]...)
+	scs, err := code.MAC(ctx, message)
+	if err != nil {
+		return nil, fmt.Errorf("security code %s: %w", code.ID, err)
+	}
+	defer scs.Wipe()
+	if scs.Len() != keySize {
+		return nil, fmt.Errorf("security code %s: MAC of %d bytes", code.ID, scs.Len())
+	}
+	var k fleetKeys
+	for label, key := range map[string]*[]byte{"admit": &k.admit, "prs": &k.prs, "mix": &k.mix} {
+		if *key, err = hkdf.Expand(sha256.New, scs.Bytes(), protocol+" "+label, keySize); err != nil {
+			return nil, fmt.Errorf("derive keys: %w", err)
+		}
+	}
+	return &k, nil
+}
+
+func (k *fleetKeys) wipe() {
+	if k != nil {
+		clear(k.admit)
+		clear(k.prs)
+		clear(k.mix)
+	}
+}
+
+// admitTarget is the MAC of HELLO; body is HELLO less that MAC.
+func (k *fleetKeys) admitTarget(body []byte) transport.KeycopyTag {
+	h := sha256.Sum256(body)
+	return tag(k.admit, []byte("t"), h[:])
+}
+
+// admitSource is the MAC of HELLO_ACK; body is HELLO_ACK less that MAC.
+func (k *fleetKeys) admitSource(hello, body []byte) transport.KeycopyTag {
+	h, b := sha256.Sum256(hello), sha256.Sum256(body)
+	return tag(k.admit, []byte("s"), h[:], b[:])
+}
+
+// password is CPace's PRS: both codes together. The caller wipes it.
+func (k *fleetKeys) password(code *OperatorCode) []byte {
+	return lvCat([]byte(protocol+" prs"), code.digits.Bytes(), k.prs)
+}
+
+// channelID is CPace's CI, initiator first. TLS's exporter does not cover the
+// client certificate, so both public keys are here. The mode and the suite's
+// name, which pins the draft, are as well.
+func channelID(mode transport.KeycopyMode, suite transport.KeycopySuite, ch *transport.KeycopyChannel) []byte {
+	var target []byte
+	if len(ch.TargetKey) > 0 {
+		h := sha256.Sum256(ch.TargetKey)
+		target = h[:]
+	}
+	source := sha256.Sum256(ch.SourceKey)
+	return lvCat([]byte(protocol), []byte(mode), []byte(suite.String()), target, source[:], ch.Exporter[:ciExporter])
+}
+
+// sessionID is CPace's sid.
+func sessionID(ch *transport.KeycopyChannel) []byte { return ch.Exporter[ciExporter:] }
+
+// runKeys are the keys of one run: k(l) = HKDF-Expand-SHA512(PRK, "keycopy/1 "
+// ‖ mode ‖ " " ‖ l, 32). The labels commit, activated and resume are spoken for.
+type runKeys struct {
+	transcript                   [sha256.Size]byte // TH: it never grows
+	confirmTarget, confirmSource []byte
+	item, receipt, close         []byte
+	itemCipher                   cipher.AEAD
+	manifest                     [sha256.Size]byte // H(manifest), once known
+	txn                          transport.ID
+}
+
+// newRunKeys mixes the exporter, CPace's ISK and the security code (PRK =
+// HKDF-Extract-SHA512(TH, E ‖ ISK ‖ scp("mix"))). It wipes isk.
+func newRunKeys(mode transport.KeycopyMode, ch *transport.KeycopyChannel, isk []byte, fleet *fleetKeys, hello, ack []byte) (*runKeys, error) {
+	defer clear(isk)
+	k := &runKeys{}
+	h := sha256.New()
+	h.Write(hello)
+	h.Write(ack)
+	h.Sum(k.transcript[:0])
+	ikm := make([]byte, 0, transport.KeycopyExporterSize+iskSize+keySize)
+	ikm = append(append(append(ikm, ch.Exporter[:]...), isk...), fleet.mix...)
+	defer clear(ikm)
+	prk, err := hkdf.Extract(sha512.New, ikm, k.transcript[:])
+	if err != nil {
+		return nil, fmt.Errorf("derive keys: %w", err)
+	}
+	defer clear(prk)
+	for label, key := range map[string]*[]byte{"confirm t": &k.confirmTarget, "confirm s": &k.confirmSource,
+		"item": &k.item, "receipt": &k.receipt, "close": &k.close} {
+		if *key, err = hkdf.Expand(sha512.New, prk, protocol+" "+string(mode)+" "+label, keySize); err != nil {
+			return nil, fmt.Errorf("derive keys: %w", err)
+		}
+	}
+	if k.itemCipher, err = chacha20poly1305.New(k.item); err != nil {
+		return nil, fmt.Errorf("item cipher: %w", err)
+	}
+	return k, nil
+}
+
+// wipe destroys the keys. The cipher's own copy is out of reach and is left to
+// the collector.
+func (k *runKeys) wipe() {
+	if k == nil {
+		return
+	}
+	for _, key := range [][]byte{k.confirmTarget, k.confirmSource, k.item, k.receipt, k.close} {
+		clear(key)
+	}
+	k.itemCipher = nil
+}
+
+// targetTag is Ta.
+func (k *runKeys) targetTag() transport.KeycopyTag { return tag(k.confirmTarget, k.transcript[:]) }
+
+// sourceTag is Tb: it answers Ta and covers the manifest.
+func (k *runKeys) sourceTag(target transport.KeycopyTag) transport.KeycopyTag {
+	return tag(k.confirmSource, k.transcript[:], target[:], k.manifest[:])
+}
+
+// receiptTag and closeTag are over the frame's body less MAC and signature.
+func (k *runKeys) receiptTag(body []byte) transport.KeycopyTag {
+	return tag(k.receipt, k.transcript[:], body)
+}
+
+func (k *runKeys) closeTag(body []byte) transport.KeycopyTag {
+	return tag(k.close, k.transcript[:], body)
+}
+
+// receiptDigest is what the Target's identity key signs. The label keeps the
+// signature from meaning anything in another protocol under the same key.
+func (k *runKeys) receiptDigest(body []byte, mac transport.KeycopyTag) [sha256.Size]byte {
+	h := sha256.New()
+	h.Write([]byte(protocol + " receipt\x00"))
+	h.Write(k.transcript[:])
+	h.Write(body)
+	h.Write(mac[:])
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// seal encrypts item seq: nonce uint96(seq), AAD txn ‖ H(manifest) ‖ id ‖
+// uint32(seq), where only id varies in length.
+func (k *runKeys) seal(seq uint32, id transport.Name, record []byte) []byte {
+	nonce, ad := k.itemParameters(seq, id)
+	return k.itemCipher.Seal(make([]byte, 0, len(record)+k.itemCipher.Overhead()), nonce, record, ad)
+}
+
+// open decrypts item seq.
+func (k *runKeys) open(seq uint32, id transport.Name, sealed []byte) ([]byte, error) {
+	nonce, ad := k.itemParameters(seq, id)
+	return k.itemCipher.Open(nil, nonce, sealed, ad)
+}
+
+func (k *runKeys) itemParameters(seq uint32, id transport.Name) (nonce, ad []byte) {
+	nonce = make([]byte, chacha20poly1305.NonceSize)
+	binary.BigEndian.PutUint32(nonce[chacha20poly1305.NonceSize-4:], seq)
+	ad = make([]byte, 0, len(k.txn)+len(k.manifest)+len(id)+4)
+	ad = append(append(append(ad, k.txn[:]...), k.manifest[:]...), id...)
+	return nonce, binary.BigEndian.AppendUint32(ad, seq)
+}
+
+// tag is HMAC-SHA256 over the parts, whose lengths the callers fix.
+func tag(key []byte, parts ...[]byte) transport.KeycopyTag {
+	m := hmac.New(sha256.New, key)
+	for _, p := range parts {
+		m.Write(p)
+	}
+	return transport.KeycopyTag(m.Sum(nil))
+}
+
+// same compares tags in constant time.
+func same(a, b transport.KeycopyTag) bool { return hmac.Equal(a[:], b[:]) }

@@ -1,0 +1,227 @@
+package keycopy
+
+// What happens to messages that are changed, replayed, reflected or out of turn.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/kagimori/kagimori/transport"
+)
+
+// frames are those of one good run.
+func frames(t testing.TB, r *rig) (all []hop) {
+	t.Helper()
+	sc, tc := newChannels()
+	sourceErr, targetErr := r.pump(context.Background(), sc, tc, func(h hop) transport.KeycopyFrame {
+		all = append(all, h)
+		return h.frame
+	})
+	if sourceErr != nil || targetErr != nil {
+		t.Fatal(sourceErr, targetErr)
+	}
+	return all
+}
+
+// judgeBroken checks a run that was tampered with at frame n of the good run's
+// types: somebody noticed, and nothing was installed unless the tampering came
+// after the Target had everything in good order.
+func (r *rig) judgeBroken(t testing.TB, what string, at transport.KeycopyType, sourceErr, targetErr error) {
+	t.Helper()
+	installed := len(r.targetLedger.received)
+	switch at {
+	case transport.KeycopyTypeReceipt:
+		if sourceErr == nil || targetErr == nil || installed != len(r.records) || r.source.outcome.Reason == EndDelivered {
+			t.Errorf("%s: source %v, target %v, %d installed", what, sourceErr, targetErr, installed)
+		}
+	case transport.KeycopyTypeClose:
+		if targetErr == nil || installed != len(r.records) {
+			t.Errorf("%s: target %v, %d installed", what, targetErr, installed)
+		}
+	default:
+		if sourceErr == nil || targetErr == nil || installed != 0 {
+			t.Errorf("%s: source %v, target %v, %d installed", what, sourceErr, targetErr, installed)
+		}
+	}
+}
+
+// One bit of any byte of any message, its type included, is flipped in flight.
+func TestEveryFlippedBitIsFound(t *testing.T) {
+	key, spki := identity(t)
+	signed := func() *rig {
+		r := newRig(t, 2)
+		r.targetConfig.Identity = key
+		r.targetConfig.Device = transport.NewDeviceID(spki)
+		r.arm("12345678", "12345678")
+		return r
+	}
+	channels := func() (sc, tc transport.KeycopyChannel) {
+		sc, tc = newChannels()
+		sc.TargetKey, tc.TargetKey, sc.Peer = spki, spki, "nav-002"
+		return sc, tc
+	}
+	var good []hop
+	r := signed()
+	sc, tc := channels()
+	if s, g := r.pump(t.Context(), sc, tc, func(h hop) transport.KeycopyFrame { good = append(good, h); return h.frame }); s != nil || g != nil {
+		t.Fatal(s, g)
+	}
+	if len(good) != 8 {
+		t.Fatalf("%d frames", len(good))
+	}
+	flips := 0
+	for n, h := range good {
+		for i := -1; i < len(h.frame.Body); i++ {
+			if i > 128 && i%8 != 0 { // inside manifest or ciphertext
+				continue
+			}
+			r := signed()
+			sc, tc := channels()
+			sourceErr, targetErr := r.pump(t.Context(), sc, tc, func(h hop) transport.KeycopyFrame {
+				if h.n != n {
+					return h.frame
+				}
+				f := transport.KeycopyFrame{Type: h.frame.Type, Body: slices.Clone(h.frame.Body)}
+				switch {
+				case i < 0:
+					f.Type ^= 1 << 4
+				case i < len(f.Body): // an ECDSA signature is not always as long
+					f.Body[i] ^= 1 << (i % 8)
+				default:
+					f.Body[0] ^= 1
+				}
+				return f
+			})
+			flips++
+			r.judgeBroken(t, fmt.Sprintf("%s, byte %d", h.frame.Type, i), h.frame.Type, sourceErr, targetErr)
+		}
+	}
+	if flips < 900 {
+		t.Errorf("only %d flips", flips)
+	}
+}
+
+// Each message of one run is replayed into another with the same codes.
+func TestReplayIsRefused(t *testing.T) {
+	old := frames(t, newRig(t, 2))
+	if len(old) != 8 {
+		t.Fatalf("%d frames", len(old))
+	}
+	for n, was := range old {
+		r := newRig(t, 2)
+		sc, tc := newChannels()
+		sourceErr, targetErr := r.pump(t.Context(), sc, tc, func(h hop) transport.KeycopyFrame {
+			if h.n == n {
+				return was.frame
+			}
+			return h.frame
+		})
+		r.judgeBroken(t, "replayed "+was.frame.Type.String(), was.frame.Type, sourceErr, targetErr)
+	}
+	// All of one direction, to an end that is all alone.
+	r := newRig(t, 2)
+	sc, _ := newChannels()
+	s := r.source.newRun(sc)
+	for _, was := range old {
+		if was.toSource {
+			if err := s.consume(t.Context(), was.frame); err == nil {
+				t.Errorf("the Source took an old %s", was.frame.Type)
+			}
+		}
+	}
+	if r.sourceLedger.counted != 0 {
+		t.Error("a replay was counted")
+	}
+}
+
+// Messages of the same run, out of turn or a second time.
+func TestMessagesOutOfTurn(t *testing.T) {
+	for _, typ := range []transport.KeycopyType{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14, 99} {
+		for n := range 8 {
+			r := newRig(t, 2)
+			sc, tc := newChannels()
+			var at transport.KeycopyType
+			sourceErr, targetErr := r.pump(t.Context(), sc, tc, func(h hop) transport.KeycopyFrame {
+				if h.n == n {
+					at = h.frame.Type
+					h.frame.Type = typ
+				}
+				return h.frame
+			})
+			if at != typ {
+				r.judgeBroken(t, fmt.Sprintf("%s as %s", at, typ), at, sourceErr, targetErr)
+			}
+		}
+	}
+	for n := range 8 {
+		r := newRig(t, 2)
+		sc, tc := newChannels()
+		var last transport.KeycopyFrame
+		var at transport.KeycopyType
+		sourceErr, targetErr := r.pump(t.Context(), sc, tc, func(h hop) transport.KeycopyFrame {
+			if h.n == n {
+				at, h.frame = h.frame.Type, last
+			}
+			last = h.frame
+			return h.frame
+		})
+		if at != transport.KeycopyTypeHello { // there was none before
+			r.judgeBroken(t, fmt.Sprintf("the frame before in place of %s", at), at, sourceErr, targetErr)
+		}
+	}
+}
+
+// An end that is fed with its own messages and tags does not authenticate.
+func TestReflectionIsRefused(t *testing.T) {
+	r := newRig(t, 1)
+	_, tc := newChannels()
+	g, err := r.target.newRun(t.Context(), tc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.end()
+	hello, _, err := g.create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantFault(t, "HELLO to its sender", g.consume(t.Context(), hello), transport.KeycopyProtocol, false)
+	// Its own share, nonce and MAC as those of a Source.
+	var m transport.KeycopyHello
+	if err := transport.DecodeKeycopy(hello, &m); err != nil {
+		t.Fatal(err)
+	}
+	ack, err := transport.EncodeKeycopy(&transport.KeycopyHelloAck{KeycopyHelloAckBody: transport.KeycopyHelloAckBody{Nonce: m.Nonce, Share: *m.Share}, Admit: m.Admit})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantFault(t, "its own share", g.consume(t.Context(), ack), transport.KeycopyAuthFailed, false)
+	// Ta as Tb: in a good run, GRANT with the tag of PROOF.
+	r = newRig(t, 1)
+	sc, tc := newChannels()
+	var proof transport.KeycopyProof
+	sourceErr, targetErr := r.pump(t.Context(), sc, tc, func(h hop) transport.KeycopyFrame {
+		switch h.frame.Type {
+		case transport.KeycopyTypeProof:
+			err = transport.DecodeKeycopy(h.frame, &proof)
+		case transport.KeycopyTypeGrant:
+			var grant transport.KeycopyGrant
+			err = errors.Join(err, transport.DecodeKeycopy(h.frame, &grant))
+			grant.Tag = proof.Tag
+			h.frame, _ = transport.EncodeKeycopy(&grant)
+		}
+		return h.frame
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.judgeBroken(t, "Ta as Tb", transport.KeycopyTypeGrant, sourceErr, targetErr)
+	// A terminal that fetches from itself.
+	r = newRig(t, 1)
+	r.targetConfig.Device = r.sourceConfig.Device
+	r.arm("12345678", "12345678")
+	_, targetErr = r.copyOnce(t)
+	wantFault(t, "target", targetErr, transport.KeycopyProtocol, false)
+}
