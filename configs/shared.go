@@ -1,7 +1,6 @@
 package configs
 
 import (
-	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -13,12 +12,14 @@ import (
 	"time"
 )
 
-// Duration is a time.Duration written as "15m" or "300s"; it is a struct so that a
-// bare number is refused and not taken as nanoseconds.
-type Duration struct{ d time.Duration }
+// Duration is a time.Duration written as "15m" or "300s".
+type Duration struct {
+	d   time.Duration
+	bad string // what was written instead, quoted; check reports it with key and line
+}
 
 // DurationOf makes one.
-func DurationOf(d time.Duration) Duration { return Duration{d} }
+func DurationOf(d time.Duration) Duration { return Duration{d: d} }
 
 // D is the time.Duration.
 func (d Duration) D() time.Duration { return d.d }
@@ -27,17 +28,22 @@ func (d Duration) D() time.Duration { return d.d }
 func (d Duration) String() string               { return d.d.String() }
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
-// UnmarshalText reads it.
+// UnmarshalText reads it. It leaves complaints to the check of the section,
+// which knows the key.
 func (d *Duration) UnmarshalText(text []byte) error {
 	v, err := time.ParseDuration(string(text))
+	*d = Duration{d: v}
 	if err != nil {
-		return fmt.Errorf("%q is not a duration such as \"90s\", \"15m\" or \"24h\"", text)
+		d.bad = strconv.Quote(string(text))
 	}
-	d.d = v
 	return nil
 }
 
 func (d Duration) check(key string, low, high time.Duration, report report) {
+	if d.bad != "" {
+		report(key, "%s is not a duration such as \"90s\", \"15m\" or \"24h\"", d.bad)
+		return
+	}
 	if d.D() < low || d.D() > high {
 		report(key, "%v is outside %v to %v", d, low, high)
 	}

@@ -117,7 +117,7 @@ func (c *Client) do(ctx context.Context, method string, in any, more bool, each 
 		var frame []byte
 		_, readErr := c.r.Peek(1)
 		if readErr == nil {
-			frame, readErr = splitFrame(c.r)
+			frame, readErr = splitFrame(c.r, MaxMessage)
 		}
 		if readErr != nil {
 			if err != nil {

@@ -41,19 +41,19 @@ func readFrame(c net.Conn, r *bufio.Reader, limit time.Duration) ([]byte, error)
 	if err := c.SetReadDeadline(time.Now().Add(limit)); err != nil {
 		return nil, err
 	}
-	frame, err := splitFrame(r)
+	frame, err := splitFrame(r, MaxMessage)
 	if err != nil {
 		return nil, err
 	}
 	return frame, c.SetReadDeadline(time.Time{})
 }
 
-func splitFrame(r *bufio.Reader) ([]byte, error) {
+func splitFrame(r *bufio.Reader, most int) ([]byte, error) {
 	var frame []byte
 	for {
 		part, err := r.ReadSlice(0)
-		if len(frame)+len(part) > MaxMessage+1 {
-			return nil, fmt.Errorf("%w: longer than %d bytes", errFrame, MaxMessage)
+		if len(frame)+len(part) > most+1 {
+			return nil, fmt.Errorf("%w: longer than %d bytes", errFrame, most)
 		}
 		frame = append(frame, part...)
 		switch {
