@@ -1,0 +1,190 @@
+package systemd
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// services and the exposure that each may have at most.
+var services = []struct {
+	name string
+	most float64
+}{
+	{"kagimori", 1.6}, {"kagimori-gate", 1.3}, {"kagimori-server", 1.3},
+}
+
+var execLine = regexp.MustCompile(`(?m)^ExecStart=.*$`)
+
+// copyUnit writes a copy that can be verified on a machine without us, with
+// more lines at the end of [Service].
+func copyUnit(t *testing.T, dir, name, more string) string {
+	t.Helper()
+	data, err := fs.ReadFile(Units, "units/"+name+".service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := execLine.ReplaceAllString(string(data), "ExecStart=/bin/true")
+	text = strings.Replace(text, "\n[Install]\n", more+"\n[Install]\n", 1)
+	path := filepath.Join(dir, name+".service")
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// analyze runs systemd-analyze and returns both its outputs.
+func analyze(t *testing.T, args ...string) (stdout, stderr string) {
+	t.Helper()
+	path, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Fatal("systemd-analyze is missing: run scripts/setup.sh")
+	}
+	var o, e strings.Builder
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr = &o, &e
+	if err := cmd.Run(); err != nil {
+		t.Errorf("systemd-analyze %s: %v\n%s%s", strings.Join(args, " "), err, &o, &e)
+	}
+	return o.String(), e.String()
+}
+
+// TestUnitsVerify: systemd-analyze exits 0 on keys that it does not know, so
+// silence counts; the control shows that it would not be silent.
+func TestUnitsVerify(t *testing.T) {
+	for _, s := range services {
+		if _, stderr := analyze(t, "--man=no", "verify", copyUnit(t, t.TempDir(), s.name, "")); stderr != "" {
+			t.Errorf("%s: %s", s.name, stderr)
+		}
+	}
+	wrong := copyUnit(t, t.TempDir(), "kagimori", "ProtectKeys=yes\n")
+	if _, stderr := analyze(t, "--man=no", "verify", wrong); !strings.Contains(stderr, "ProtectKeys") {
+		t.Errorf("an unknown key is not found: %q", stderr)
+	}
+}
+
+var exposureLine = regexp.MustCompile(`Overall exposure level for \S+: ([0-9.]+)`)
+
+func exposure(t *testing.T, unit string) float64 {
+	t.Helper()
+	out, _ := analyze(t, "security", "--offline=true", "--no-pager", unit)
+	m := exposureLine.FindStringSubmatch(out)
+	if m == nil {
+		t.Fatalf("no score in %s", out)
+	}
+	score, err := strconv.ParseFloat(m[1], 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return score
+}
+
+func TestUnitsExposure(t *testing.T) {
+	for _, s := range services {
+		got := exposure(t, copyUnit(t, t.TempDir(), s.name, ""))
+		t.Logf("%s: %.1f", s.name, got)
+		if got > s.most {
+			t.Errorf("%s: exposure %.1f, at most %.1f", s.name, got, s.most)
+		}
+	}
+	loose := copyUnit(t, t.TempDir(), "kagimori", "NoNewPrivileges=no\nCapabilityBoundingSet=CAP_SYS_ADMIN\nProtectSystem=no\n")
+	if got := exposure(t, loose); got <= 1.6 {
+		t.Errorf("a loosened unit scores %.1f", got)
+	}
+}
+
+// TestTPMDropIn: with the drop-in the gate and the server reach the TPM and
+// are still no more exposed than the agent.
+func TestTPMDropIn(t *testing.T) {
+	data, err := fs.ReadFile(Units, "units/hsm-tpm.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, lines, ok := strings.Cut(string(data), "[Service]\n")
+	if !ok {
+		t.Fatal("no [Service] in the drop-in")
+	}
+	for _, name := range []string{"kagimori-gate", "kagimori-server"} {
+		unit := copyUnit(t, t.TempDir(), name, lines)
+		if _, stderr := analyze(t, "--man=no", "verify", unit); stderr != "" {
+			t.Errorf("%s: %s", name, stderr)
+		}
+		if got := exposure(t, unit); got > 1.6 {
+			t.Errorf("%s: exposure %.1f", name, got)
+		}
+	}
+}
+
+// TestUnitsAgree: names, paths and exit codes in the units are those of the
+// house.
+func TestUnitsAgree(t *testing.T) {
+	for _, s := range services {
+		data, err := fs.ReadFile(Units, "units/"+s.name+".service")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{
+			"ExecStart=/usr/bin/%s run", "User=%s", "Group=%s", "StateDirectory=%s", "StateDirectoryMode=0700",
+			"RuntimeDirectory=%s", "ConfigurationDirectory=%s", "Type=notify", "NotifyAccess=main", "WatchdogSec=30",
+			"Restart=on-failure", "RestartPreventExitStatus=2 9",
+		} {
+			if strings.Contains(want, "%s") {
+				want = fmt.Sprintf(want, s.name)
+			}
+			if !strings.Contains(string(data), "\n"+want+"\n") {
+				t.Errorf("%s.service does not say %s", s.name, want)
+			}
+		}
+		// Seen from a user namespace, callers of the control socket are nobody.
+		if strings.Contains(string(data), "\nPrivateUsers=") {
+			t.Errorf("%s.service sets PrivateUsers", s.name)
+		}
+		users, err := fs.ReadFile(Units, "units/"+s.name+".sysusers")
+		if err != nil || !strings.Contains(string(users), "\nu "+s.name+" - ") {
+			t.Errorf("%s.sysusers does not make its user: %v", s.name, err)
+		}
+	}
+}
+
+// TestSysusers: systemd-sysusers takes the files and makes users and group.
+func TestSysusers(t *testing.T) {
+	path, err := exec.LookPath("systemd-sysusers")
+	if err != nil {
+		t.Fatal("systemd-sysusers is missing: run scripts/setup.sh")
+	}
+	if os.Getuid() != 0 {
+		t.Skip("needs root: systemd-sysusers takes a lock in the root it writes to")
+	}
+	root := t.TempDir()
+	for _, dir := range []string{"etc", "usr/lib/sysusers.d"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, s := range services {
+		data, err := fs.ReadFile(Units, "units/"+s.name+".sysusers")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, "usr/lib/sysusers.d", s.name+".conf"), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := exec.Command(path, "--root="+root).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	group, err := os.ReadFile(filepath.Join(root, "etc/group"))
+	if err != nil || !regexp.MustCompile(`(?m)^tss:.*:kagimori$`).Match(group) {
+		t.Errorf("kagimori is not in tss: %v\n%s", err, group)
+	}
+	passwd, err := os.ReadFile(filepath.Join(root, "etc/passwd"))
+	if err != nil || strings.Count(string(passwd), "kagimori") < 3 || !strings.Contains(string(passwd), "nologin") {
+		t.Errorf("users: %v\n%s", err, passwd)
+	}
+}
