@@ -1,0 +1,87 @@
+package store
+
+import (
+	"time"
+
+	"github.com/kagimori/kagimori/transport"
+)
+
+// Origin is how a device came to hold a credential.
+type Origin string
+
+const (
+	OriginIssue Origin = "issue"
+	OriginCopy  Origin = "copy"
+	OriginMove  Origin = "move"
+)
+
+// A Holding says that a device has a credential (DESIGN D7).
+type Holding struct {
+	Credential transport.Name
+	Device     transport.DeviceID
+	Terminal   transport.Name // the device's name at that time
+	Since      time.Time
+	Origin     Origin
+	Source     transport.DeviceID // where it was copied from; zero when issued
+	Active     bool
+}
+
+const (
+	holdingColumns = `credential, device, terminal, since, origin, source, state`
+	holdingActive  = "active"
+	holdingEnded   = "ended"
+)
+
+func scanHolding(r scanner) (h Holding, err error) {
+	var device, source []byte
+	var since int64
+	var state string
+	if err = r.Scan(&h.Credential, &device, &h.Terminal, &since, &h.Origin, &source, &state); err != nil {
+		return h, err
+	}
+	h.Since, h.Active = fromMillis(since), state == holdingActive
+	if h.Device, err = deviceOf(device); err != nil {
+		return h, err
+	}
+	h.Source, err = deviceOf(source)
+	return h, err
+}
+
+// PutHolding records an active holding. One that the device already has stays
+// as it is; one that had ended is opened again.
+func (t *Tx) PutHolding(h Holding) (changed bool, err error) {
+	var source any
+	if h.Source != (transport.DeviceID{}) {
+		source = h.Source[:]
+	}
+	n, err := t.exec(`INSERT INTO holdings (`+holdingColumns+`, actor, time) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+		ON CONFLICT (credential, device) DO UPDATE SET terminal = excluded.terminal, since = excluded.since, origin = excluded.origin,
+			source = excluded.source, state = excluded.state, actor = excluded.actor, time = excluded.time
+		WHERE holdings.state <> excluded.state OR holdings.terminal <> excluded.terminal`,
+		h.Credential, h.Device[:], h.Terminal, toMillis(h.Since), h.Origin, source, holdingActive, t.by.Actor, t.now())
+	return n > 0, err
+}
+
+// Holdings lists who has or had a credential, first holder first.
+func (t *Tx) Holdings(credential transport.Name) ([]Holding, error) {
+	return all(t, scanHolding, `SELECT `+holdingColumns+` FROM holdings WHERE credential = ? ORDER BY since, device`, credential)
+}
+
+// HeldBy lists what a terminal's devices, present and earlier, still hold.
+func (t *Tx) HeldBy(terminal transport.Name) ([]Holding, error) {
+	return all(t, scanHolding, `SELECT `+holdingColumns+` FROM holdings WHERE terminal = ? AND state = 'active' ORDER BY credential, device`, terminal)
+}
+
+// EndHoldings ends all that HeldBy lists.
+func (t *Tx) EndHoldings(terminal transport.Name) error {
+	_, err := t.exec(`UPDATE holdings SET state = ?, actor = ?, time = ? WHERE terminal = ? AND state = 'active'`,
+		holdingEnded, t.by.Actor, t.now(), terminal)
+	return err
+}
+
+// EndHoldingsOf ends every holding of a credential.
+func (t *Tx) EndHoldingsOf(credential transport.Name) error {
+	_, err := t.exec(`UPDATE holdings SET state = ?, actor = ?, time = ? WHERE credential = ? AND state = 'active'`,
+		holdingEnded, t.by.Actor, t.now(), credential)
+	return err
+}

@@ -1,0 +1,180 @@
+// Package store keeps the management server's durable state in one SQL
+// database: who is who, what was issued, what was ordered, who did it and when.
+// It is the truth (DESIGN D1, D3); the broker may lose everything.
+//
+// START HERE: update.go (one writer, group commit) and tx.go (what a
+// transaction offers); migrations/*.sql is the schema; then one file a noun.
+// seal.go keeps secrets unreadable in the file.
+package store
+
+import (
+	"context"
+	"crypto/cipher"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+
+	_ "modernc.org/sqlite" // registers the driver "sqlite"
+
+	"github.com/kagimori/kagimori/hsm"
+)
+
+const (
+	fileName = "server.db"
+	lockName = "lock"
+
+	// readers is how many connections read at once, beside the one that writes.
+	readers = 4
+	// busyWait is how long SQLite waits for a foreign program, a backup for
+	// instance, that holds the file, in milliseconds.
+	busyWait = 5000
+)
+
+// Store is the open database of one state directory.
+type Store struct {
+	log    *slog.Logger
+	lock   *os.File
+	writes *sql.DB
+	writer *sql.Conn // owned by whoever holds lead
+	reads  *sql.DB
+	column cipher.AEAD
+
+	prepared map[string]*sql.Stmt // on writer; owned by whoever holds lead
+	lead     chan struct{}        // holds one token while a batch is written
+
+	mu     sync.Mutex
+	queue  []*request // guarded by mu: transactions that wait for the writer
+	closed bool       // guarded by mu
+
+	readMu       sync.Mutex
+	readPrepared map[string]*sql.Stmt // guarded by readMu
+}
+
+// Create makes the database in dir, which must not have one, under a fresh
+// column key that the module seals. Close it when done.
+func Create(ctx context.Context, dir string, module hsm.Sealer, by By, log *slog.Logger) (*Store, error) {
+	path := filepath.Join(dir, fileName)
+	// SQLite gives the mode of the database to its side files too.
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("create database: %w", err)
+	}
+	if err := f.Close(); err != nil {
+		return nil, fmt.Errorf("create database: %w", err)
+	}
+	s, err := connect(ctx, dir, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx, module, &by); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Open opens the database in dir, which Create made, and brings its schema up
+// to date. One process at a time may have it open.
+func Open(ctx context.Context, dir string, module hsm.Sealer, log *slog.Logger) (*Store, error) {
+	path := filepath.Join(dir, fileName)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, &Problem{Kind: "storage", Next: "make a server there with: kagimori-server init --dir " + dir,
+			Err: fmt.Errorf("%s holds no server: %w", dir, err)}
+	} else if err != nil {
+		return nil, unusable(dir, err)
+	}
+	s, err := connect(ctx, dir, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx, module, nil); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func connect(ctx context.Context, dir string, log *slog.Logger) (_ *Store, err error) {
+	lock, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{log: log, lock: lock, lead: make(chan struct{}, 1), prepared: map[string]*sql.Stmt{}, readPrepared: map[string]*sql.Stmt{}}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	path, err := filepath.Abs(filepath.Join(dir, fileName))
+	if err != nil {
+		return nil, err
+	}
+	if s.writes, err = sql.Open("sqlite", source(path, "synchronous(FULL)")); err != nil {
+		return nil, unusable(dir, err)
+	}
+	if s.writer, err = s.writes.Conn(ctx); err != nil {
+		return nil, unusable(dir, err)
+	}
+	if s.reads, err = sql.Open("sqlite", source(path, "query_only(1)")); err != nil {
+		return nil, unusable(dir, err)
+	}
+	s.reads.SetMaxOpenConns(readers)
+	s.reads.SetMaxIdleConns(readers)
+	return s, nil
+}
+
+// source is the driver's name for the file with everything that a connection
+// needs before its first statement.
+func source(path string, pragmas ...string) string {
+	q := url.Values{"_dqs": {"0"}, "_pragma": append([]string{
+		fmt.Sprintf("busy_timeout(%d)", busyWait), "journal_mode(WAL)", "foreign_keys(1)", "trusted_schema(0)",
+	}, pragmas...)}
+	return (&url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: q.Encode()}).String()
+}
+
+// start migrates and gets the column key; a new database gets a fresh one.
+func (s *Store) start(ctx context.Context, module hsm.Sealer, create *By) error {
+	if err := s.migrate(ctx); err != nil {
+		return err
+	}
+	if create != nil {
+		return s.createColumnKey(ctx, module, *create)
+	}
+	return s.openColumnKey(ctx, module)
+}
+
+// Close waits for the transaction that is being written and closes the
+// database. Transactions that wait fail with ErrClosed.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	waiting := s.queue
+	s.queue = nil
+	s.mu.Unlock()
+	for _, r := range waiting {
+		r.finish(ErrClosed)
+	}
+	s.lead <- struct{}{} // never given back: nothing is written from here on
+	var errs []error
+	if s.reads != nil {
+		errs = append(errs, s.reads.Close())
+	}
+	if s.writer != nil {
+		errs = append(errs, s.writer.Close())
+	}
+	if s.writes != nil {
+		errs = append(errs, s.writes.Close())
+	}
+	errs = append(errs, s.lock.Close())
+	return errors.Join(errs...)
+}
