@@ -1,0 +1,121 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+func TestBatch(t *testing.T) {
+	s, _, _ := newStore(t)
+	boom := errors.New("boom")
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := range 20 {
+				fails := i%5 == w%5
+				err := s.Batch(func(tx *Tx) error {
+					err := tx.Put("a", fmt.Sprintf("%d-%d", w, i), record{N: i})
+					if fails {
+						return boom
+					}
+					return err
+				})
+				if fails != errors.Is(err, boom) || !fails && err != nil {
+					t.Errorf("%d-%d: got %v", w, i, err)
+				}
+				_, found := get(t, s, "a", fmt.Sprintf("%d-%d", w, i))
+				if found == fails {
+					t.Errorf("%d-%d: fails %v, found %v", w, i, fails, found)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// Those who wait while a transaction is under way share the next commit.
+func TestBatchShares(t *testing.T) {
+	s, _, _ := newStore(t)
+	inside, leave := make(chan struct{}), make(chan struct{})
+	var first sync.WaitGroup
+	first.Go(func() {
+		_ = s.Update(func(tx *Tx) error { close(inside); <-leave; return nil })
+	})
+	<-inside
+	var commits sync.Map
+	var waiting atomic.Int32
+	var wg sync.WaitGroup
+	for w := range 10 {
+		wg.Go(func() {
+			waiting.Add(1)
+			err := s.Batch(func(tx *Tx) error {
+				commits.Store(tx.b.ID(), true)
+				return tx.Put("a", fmt.Sprint(w), w)
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for { // until all have queued up
+		s.batchMu.Lock()
+		n := len(s.batch)
+		s.batchMu.Unlock()
+		if n == 10 {
+			break
+		}
+	}
+	close(leave)
+	wg.Wait()
+	first.Wait()
+	n := 0
+	commits.Range(func(any, any) bool { n++; return true })
+	if n != 1 {
+		t.Errorf("%d commits for 10 changes that waited together", n)
+	}
+}
+
+func TestBatchSurvivesPanic(t *testing.T) {
+	s, _, _ := newStore(t)
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the panic is swallowed")
+			}
+		}()
+		_ = s.Batch(func(*Tx) error { panic("mine") })
+	}()
+	if err := s.Batch(func(tx *Tx) error { return tx.Put("a", "k", 1) }); err != nil {
+		t.Errorf("after a panic: %v", err)
+	}
+}
+
+func BenchmarkUpdate(b *testing.B) {
+	s, _, _ := newStore(b)
+	for i := 0; b.Loop(); i++ {
+		update(b, s, func(tx *Tx) error { return tx.Put("a", "k", record{N: i}) })
+	}
+}
+
+func BenchmarkBatch8(b *testing.B) {
+	s, _, _ := newStore(b)
+	b.SetParallelism(4)
+	b.RunParallel(func(p *testing.PB) {
+		for i := 0; p.Next(); i++ {
+			if err := s.Batch(func(tx *Tx) error { return tx.Put("a", fmt.Sprint(i%50), record{N: i}) }); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+}
+
+func BenchmarkGet(b *testing.B) {
+	s, _, _ := newStore(b)
+	update(b, s, func(tx *Tx) error { return tx.Put("a", "k", record{Name: "a name", N: 7}) })
+	for b.Loop() {
+		get(b, s, "a", "k")
+	}
+}

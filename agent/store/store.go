@@ -1,0 +1,300 @@
+// Package store keeps a daemon's records: one bbolt file, every value sealed
+// under one store key that the hsm module unseals once per Open (DESIGN D6).
+// START HERE; then tx.go (what a transaction can do), seal.go (how a value is
+// sealed), create.go (how a file comes to be), page.go (what is checked before
+// bbolt may touch a file).
+//
+// # What is sealed and what is not
+//
+// A value is deterministic CBOR, sealed with XChaCha20-Poly1305 under a random
+// nonce; its bucket, its key and the record version are associated data, so a
+// value that is moved to another place does not open. Bucket names and keys
+// are in clear, because queues need their order: never put anything secret or
+// personal in a key. Whoever has a copy of the file learns how many records of
+// each kind there are and under which ids, and nothing that is in them. Blobs
+// (PutBlob) need no protection, by the contract of package hsm.
+//
+// Whoever can write to the file can delete a record, or put back an older value
+// of the same key; the seal does not show that. Deleted values stay in the
+// file's free pages, sealed, until they are overwritten.
+//
+// # Durability
+//
+// When Update returns nil, the change is on the disk: bbolt writes, syncs,
+// writes its meta page and syncs again. A crash leaves the state after the last
+// Update that returned, or after the one that was under way; so effects must be
+// repeatable. An Update that changes nothing writes nothing.
+//
+// # Shape of records
+//
+// Records are decoded strictly: a field that the type does not know, or one
+// that it has and the bytes lack, is an error. Add a field with omitempty, or
+// with a migration (schema.go).
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+
+	"github.com/kagimori/kagimori/hsm"
+)
+
+// Limits, in bytes.
+const (
+	// MaxSize is as large as the file may become. It is also mapped whole from
+	// the start, so that a writer never has to wait for readers to remap.
+	MaxSize = 32 << 20
+	// MaxRecord bounds one encoded value.
+	MaxRecord = 1 << 20
+	// MaxKey bounds a key.
+	MaxKey = 255
+
+	// growStep is by how much the file grows at a time.
+	growStep = 256 << 10
+	// foreignLock is how long bbolt waits for a program that opened the file
+	// without taking our lock file first, such as the bbolt tool.
+	foreignLock = time.Second
+)
+
+// A Store is an open file. Its methods may be called from several goroutines.
+type Store struct {
+	path string
+	log  *slog.Logger
+	lock *os.File
+	file *os.File // the one that bbolt holds
+	db   *bbolt.DB
+	key  *hsm.Secret
+
+	writer sync.Mutex // held by the one write transaction there is
+
+	mu       sync.Mutex // guards all below
+	idle     *sync.Cond // on mu: open fell to 0
+	open     int        // transactions under way
+	closed   bool
+	broken   error // set once bbolt or the disk failed
+	panicked bool  // bbolt may hold locks of its own for good
+
+	batchMu sync.Mutex
+	batch   []*batched // waiting for the writer; guarded by batchMu
+}
+
+// Open opens the store at path, and creates it if there is none. The directory
+// must exist. It fails with ErrLocked, ErrDamaged, ErrNewer, ErrForeign, or,
+// wrapped, with what the module says (hsm.ErrAbsent, hsm.ErrLockout, ...).
+func Open(ctx context.Context, path string, module hsm.Module, log *slog.Logger) (*Store, error) {
+	return open(ctx, path, module, log, migrations)
+}
+
+func open(ctx context.Context, path string, module hsm.Module, log *slog.Logger, steps []migration) (_ *Store, err error) {
+	s := &Store{path: path, log: log}
+	s.idle = sync.NewCond(&s.mu)
+	defer func() {
+		if err != nil {
+			_ = s.Close()
+			err = fmt.Errorf("open store %s: %w", path, err)
+		}
+	}()
+	if s.lock, err = acquire(ctx, path+lockSuffix); err != nil {
+		return nil, err
+	}
+	switch _, err := os.Stat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := create(ctx, path, module, len(steps)+1); err != nil {
+			return nil, err
+		}
+		log.InfoContext(ctx, "store created", "path", path, "level", module.Level())
+	case err != nil:
+		return nil, err
+	}
+	if err := checkPages(path); err != nil {
+		return nil, err
+	}
+	if s.db, err = openDB(path, &s.file); err != nil {
+		return nil, err
+	}
+	schema, err := s.schema(len(steps) + 1)
+	if err != nil {
+		return nil, err
+	}
+	if s.key, err = s.unseal(ctx, module); err != nil {
+		return nil, err
+	}
+	return s, s.migrate(ctx, schema, steps)
+}
+
+// openDB opens a file that checkPages found sound. The file that bbolt uses is
+// handed out, because a database that panicked cannot be closed.
+func openDB(path string, file **os.File) (db *bbolt.DB, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			db, err = nil, fmt.Errorf("%w (%v)", ErrDamaged, p)
+		}
+	}()
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+		Timeout:         foreignLock,
+		MaxSize:         MaxSize,
+		InitialMmapSize: MaxSize,
+		NoStatistics:    true,
+		// The list of free pages is written with every commit, although that
+		// costs a page: without it, bbolt walks the whole file at each start in
+		// a goroutine of its own, where a panic cannot be caught.
+		NoFreelistSync: false,
+		OpenFile: func(name string, flag int, perm os.FileMode) (*os.File, error) {
+			f, err := os.OpenFile(name, flag, perm)
+			*file = f
+			return f, err
+		},
+	})
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return nil, fmt.Errorf("%w (a program that is not ours holds the file)", ErrLocked)
+	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
+		return nil, fmt.Errorf("%w (%w)", ErrDamaged, err)
+	case err != nil:
+		return nil, err
+	}
+	db.AllocSize = growStep
+	return db, nil
+}
+
+// Close waits for the transactions under way, closes the file and wipes the
+// store key. Closing twice is fine.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	for s.open > 0 {
+		s.idle.Wait()
+	}
+	var errs []error
+	switch {
+	case s.db != nil && s.broken == nil:
+		errs = append(errs, s.db.Close())
+	case s.db != nil && !s.panicked:
+		_ = s.db.Close() // what is wrong was said before
+	case s.file != nil:
+		// The mapping stays until the process ends, and would keep the lock.
+		_ = syscall.Flock(int(s.file.Fd()), syscall.LOCK_UN)
+		_ = s.file.Close()
+	}
+	s.key.Wipe()
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// View runs fn in a read transaction. It sees the state as it was when it
+// began. Do not nest transactions.
+func (s *Store) View(fn func(*Tx) error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	tx, err := s.begin(false)
+	if err != nil {
+		return err
+	}
+	defer s.end(tx)
+	return errors.Join(fn(tx), s.failure())
+}
+
+// Update runs fn in the one write transaction there is at a time and commits
+// what it did, durably, unless it returns an error. It fails with ErrFull when
+// there is no room: then nothing was changed and the store goes on. It fails
+// with ErrFailed when the disk did: then every later call does too, and only a
+// new Open finds out what is on the disk.
+func (s *Store) Update(fn func(*Tx) error) error {
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	return s.update(fn)
+}
+
+// update needs writer.
+func (s *Store) update(fn func(*Tx) error) error {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	tx, err := s.begin(true)
+	if err != nil {
+		return err
+	}
+	defer s.end(tx)
+	if err := errors.Join(fn(tx), s.failure()); err != nil {
+		return err
+	}
+	return tx.commit()
+}
+
+// begin and end call bbolt under mu, because a panic in there may leave its own
+// locks taken: nobody may be waiting for one of them, nor try again.
+func (s *Store) begin(writable bool) (tx *Tx, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	if s.broken != nil {
+		return nil, s.broken
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			err = s.gaveUp(p)
+		}
+	}()
+	b, err := s.db.Begin(writable)
+	if err != nil {
+		return nil, fmt.Errorf("begin transaction: %w", err)
+	}
+	s.open++
+	return &Tx{s: s, b: b}, nil
+}
+
+func (s *Store) end(tx *Tx) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer func() {
+		if p := recover(); p != nil {
+			_ = s.gaveUp(p)
+		}
+		if s.open--; s.open == 0 {
+			s.idle.Broadcast()
+		}
+	}()
+	if !tx.done && s.broken == nil {
+		_ = tx.b.Rollback()
+	}
+	tx.done = true
+}
+
+func (s *Store) failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.broken
+}
+
+// fail makes err the answer to every later call. It needs mu.
+func (s *Store) fail(err error) error {
+	if s.broken == nil {
+		s.broken = err
+		s.log.Error("store failed", "path", s.path, "err", err)
+	}
+	return err
+}
+
+// gaveUp takes note of a panic of bbolt's, or of a fault in the mapped file. It
+// needs mu.
+func (s *Store) gaveUp(p any) error {
+	s.panicked = true
+	return s.fail(fmt.Errorf("%w (%v)", ErrDamaged, p))
+}
