@@ -12,13 +12,12 @@ import (
 )
 
 type item struct {
-	ID      string        `json:"id"`
-	Since   time.Time     `json:"since"`
-	Left    time.Duration `json:"left,omitempty"`
-	Share   float64       `json:"share"`
-	Raw     []byte        `json:"raw"`
-	Parts   []*item       `json:"parts,omitempty"`
-	private int
+	ID    string        `json:"id"`
+	Since time.Time     `json:"since"`
+	Left  time.Duration `json:"left,omitempty"`
+	Share float64       `json:"share"`
+	Raw   []byte        `json:"raw"`
+	Parts []*item       `json:"parts,omitempty"`
 }
 
 type page struct {

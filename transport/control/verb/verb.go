@@ -41,8 +41,11 @@ type Frame struct {
 // New makes a program with the verbs that all have: version, completion, help
 // and the topic exit-codes. The socket of its daemon is /run/<name>/control.sock,
 // unless --socket or the environment (KAGIMORI_GATE_SOCKET and so on) says
-// otherwise.
+// otherwise. The version is Version, "devel" when it is empty.
 func New(name, short, long, version string) *Frame {
+	if version == "" {
+		version = "devel"
+	}
 	root := &cobra.Command{
 		Use: name, Short: short, Long: long,
 		SilenceErrors: true, SilenceUsage: true,

@@ -9,6 +9,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// Version is set by the linker (-X) and by nothing else; a main hands it to New.
+var Version string
+
 // build is what the version verb says.
 type build struct {
 	Program  string            `json:"program"`
@@ -55,9 +58,6 @@ func readBuild(name, version string) build {
 		if s.Key == "vcs.revision" {
 			b.Revision = s.Value
 		}
-	}
-	if b.Version == "" {
-		b.Version = "devel"
 	}
 	return b
 }
