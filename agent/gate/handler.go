@@ -1,0 +1,147 @@
+package gate
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"os"
+	"sync"
+	"time"
+)
+
+// The way of a request from an admitted connection to the service.
+
+type sessionKey struct{}
+
+func (g *Gate) newServer(ctx context.Context) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	return &http.Server{
+		Handler:           g.handler,
+		Protocols:         protocols,
+		ReadHeaderTimeout: headerTime,
+		IdleTimeout:       idleTime,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelWarn),
+		// "OPTIONS *" is asked the same as everything else.
+		DisableGeneralOptionsHandler: true,
+		// Requests outlive ctx for shutdownGrace.
+		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return newSessionContext(ctx, c.(*tls.Conn).NetConn().(*session))
+		},
+	}
+}
+
+func (g *Gate) newHandler(up *upstream) http.Handler {
+	proxy := &httputil.ReverseProxy{
+		Rewrite:      func(p *httputil.ProxyRequest) { rewrite(p, up) },
+		Transport:    up.transport,
+		ErrorHandler: g.failed,
+		ErrorLog:     slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+		BufferPool:   &buffers{},
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s := sessionOf(r)
+		if reason := g.judge(s.who, g.now()); reason != Admitted {
+			g.counts.refused(r.Context(), reason, "request refused", s.RemoteAddr(), s.who, nil)
+			refuse(w, reason, true)
+			return
+		}
+		if r.Method == http.MethodConnect || r.Method == http.MethodTrace {
+			g.counts.refused(r.Context(), Method, "request refused", s.RemoteAddr(), s.who, nil)
+			refuse(w, Method, true)
+			return
+		}
+		s.passed.Store(true)
+		g.counts.pass()
+		clean(r.Header)
+		clean(r.Trailer)
+		tame(r.Header)
+		if r.ContentLength != 0 {
+			r.Body = &body{ReadCloser: r.Body, control: http.NewResponseController(w)}
+		}
+		proxy.ServeHTTP(w, r)
+	})
+}
+
+func newSessionContext(ctx context.Context, s *session) context.Context {
+	return context.WithValue(ctx, sessionKey{}, s)
+}
+
+func sessionOf(r *http.Request) *session { return r.Context().Value(sessionKey{}).(*session) }
+
+// rewrite aims a request at the service. It runs after the hop-by-hop headers
+// are gone, so that "Connection: Kagimori-Credential" takes nothing away from
+// what is set here.
+func rewrite(p *httputil.ProxyRequest, up *upstream) {
+	p.SetURL(up.base)
+	p.SetXForwarded()
+	p.Out.URL.RawQuery = p.In.URL.RawQuery // as it came: nothing here goes by it
+	p.Out.Trailer = nil                    // the proxy does not pass on their values
+	who := sessionOf(p.In).who
+	p.Out.Header.Set(headerCredential, string(who.credential))
+	p.Out.Header.Set(headerSubject, string(who.subject))
+}
+
+// failed answers for a service that does not. The terminal learns the class of
+// the failure, the log the rest. [GATE-6]
+func (g *Gate) failed(w http.ResponseWriter, r *http.Request, err error) {
+	s := sessionOf(r)
+	reason := UpstreamDown
+	var timeout net.Error
+	switch {
+	case r.Context().Err() != nil:
+		return // the terminal is gone
+	case errors.Is(err, errStalled):
+		reason = Stalled
+	case errors.As(err, &timeout) && timeout.Timeout() && !isDial(err):
+		reason = UpstreamTimeout
+	}
+	g.counts.refused(r.Context(), reason, "request failed", s.RemoteAddr(), s.who, err)
+	refuse(w, reason, reason == Stalled)
+}
+
+func isDial(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "dial"
+}
+
+var errStalled = errors.New("the request's body stood still")
+
+// body gives the terminal stallTime for each piece of a request's body.
+type body struct {
+	io.ReadCloser
+	control *http.ResponseController
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	if err := b.control.SetReadDeadline(time.Now().Add(stallTime)); err != nil {
+		return 0, err
+	}
+	n, err := b.ReadCloser.Read(p)
+	b.control.SetReadDeadline(time.Time{})
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = errStalled
+	}
+	return n, err
+}
+
+// buffers is where the proxy takes its copy buffers from.
+type buffers struct{ pool sync.Pool }
+
+const copyBuffer = 32 << 10
+
+func (b *buffers) Get() []byte {
+	if p, ok := b.pool.Get().(*[]byte); ok {
+		return *p
+	}
+	return make([]byte, copyBuffer)
+}
+
+func (b *buffers) Put(p []byte) { b.pool.Put(&p) }
