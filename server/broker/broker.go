@@ -80,7 +80,7 @@ type Config struct {
 	ConnectTime      time.Duration // from accept to CONNACK, default 10 s
 	EnrollTime       time.Duration // how long a client without certificate may stay, default 30 s
 	MaxKeepAlive     time.Duration // a longer or absent keepalive is cut to this, default 5 min
-	WriteTime        time.Duration // how long one write may take, default 10 s
+	WriteTime        time.Duration // how long one write may take, default 30 s
 	StopTime         time.Duration // how long Run waits for Receive calls that still run, default 5 s
 	EnrollAddress    Rate          // connections without certificate per address, default 30, then one in 2 s
 	EnrollTotal      Rate          // the same in all, default 200, then one in 50 ms
@@ -178,7 +178,7 @@ func (c Config) withDefaults() Config {
 	set(&c.ConnectTime, 10*time.Second)
 	set(&c.EnrollTime, 30*time.Second)
 	set(&c.MaxKeepAlive, 5*time.Minute)
-	set(&c.WriteTime, 10*time.Second)
+	set(&c.WriteTime, 30*time.Second)
 	set(&c.StopTime, 5*time.Second)
 	c.EnrollAddress = c.EnrollAddress.or(Rate{Burst: 30, Every: 2 * time.Second})
 	c.EnrollTotal = c.EnrollTotal.or(Rate{Burst: 200, Every: 50 * time.Millisecond})

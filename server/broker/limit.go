@@ -47,9 +47,10 @@ func (b *bucket) take(r Rate, now time.Time) bool {
 type limiter struct {
 	address, total Rate
 
-	mu  sync.Mutex // guards all below
-	all bucket
-	by  map[netip.Prefix]*bucket
+	mu    sync.Mutex // guards all below
+	all   bucket
+	by    map[netip.Prefix]*bucket
+	sweep time.Time // not before
 }
 
 func newLimiter(address, total Rate) *limiter {
@@ -72,12 +73,16 @@ func (l *limiter) allow(a netip.Addr, now time.Time) bool {
 	return mine.take(l.address, now) && l.all.take(l.total, now)
 }
 
-// forget drops the addresses that have their whole burst back, and if there is
-// none any other: the total still bounds who comes with thousands of addresses.
+// forget makes room for one address: it drops those that have their whole burst
+// back, but looks for them only once a second, and if there is none any other.
+// The total still bounds who comes with thousands of addresses.
 func (l *limiter) forget(now time.Time) {
-	for key, b := range l.by {
-		if !b.full.After(now) {
-			delete(l.by, key)
+	if !now.Before(l.sweep) {
+		l.sweep = now.Add(time.Second)
+		for key, b := range l.by {
+			if !b.full.After(now) {
+				delete(l.by, key)
+			}
 		}
 	}
 	for key := range l.by {

@@ -16,8 +16,15 @@ type links struct {
 	mu        sync.Mutex // guards all below
 	pending   map[*link]struct{}
 	live      map[string]*link // by segment, until its Disconnected has returned
+	claims    map[string]claims
 	enrolling int
 	draining  bool
+}
+
+// claims are the connections that want to be a segment's live one.
+type claims struct {
+	waiting int
+	newest  uint64 // session
 }
 
 func newLinks() links {
@@ -25,6 +32,7 @@ func newLinks() links {
 		left:    make(chan struct{}, 1),
 		pending: make(map[*link]struct{}),
 		live:    make(map[string]*link),
+		claims:  make(map[string]claims),
 	}
 }
 
@@ -73,32 +81,15 @@ func (s *links) named(l *link, id string) {
 	l.peer.ID = id
 }
 
-// claim makes l the live connection of its segment. An older one is ended, and
-// claim waits until its Disconnected has returned.
+// claim makes l the live connection of its segment, unless there is a newer one.
+// An older one is ended, and claim waits until its Disconnected has returned.
 func (s *links) claim(l *link) error {
-	segment := l.peer.Segment
+	s.compete(l.peer, 1)
+	defer s.compete(l.peer, -1)
 	late := time.NewTimer(evictTime)
 	defer late.Stop()
 	for {
-		s.mu.Lock()
-		old := s.live[segment]
-		err := l.cause()
-		switch {
-		case err != nil: // kicked or timed out meanwhile
-		case s.draining:
-			err = ErrShutdown
-		case old != nil && old.peer.Session > l.peer.Session:
-			err = ErrEvicted
-		case old == nil && l.peer.Enroll && s.enrolling >= maxEnrolling:
-			err = fmt.Errorf("%d clients are enrolling: %w", s.enrolling, errBusy)
-		case old == nil:
-			s.live[segment] = l
-			if l.peer.Enroll {
-				s.enrolling++
-			}
-			s.unpend(l)
-		}
-		s.mu.Unlock()
+		old, err := s.try(l)
 		if old == nil || err != nil {
 			return err
 		}
@@ -110,6 +101,43 @@ func (s *links) claim(l *link) error {
 			return fmt.Errorf("the older connection has not ended: %w", errBusy)
 		}
 	}
+}
+
+func (s *links) compete(p Peer, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.claims[p.Segment]
+	c.waiting += n
+	c.newest = max(c.newest, p.Session)
+	if s.claims[p.Segment] = c; c.waiting == 0 {
+		delete(s.claims, p.Segment)
+	}
+}
+
+// try makes l live if it may be and no other is; else it returns the other.
+func (s *links) try(l *link) (old *link, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	segment := l.peer.Segment
+	old = s.live[segment]
+	switch err := l.cause(); {
+	case err != nil: // kicked or timed out meanwhile
+		return nil, err
+	case s.draining:
+		return nil, ErrShutdown
+	case old != nil && old.peer.Session > l.peer.Session, s.claims[segment].newest > l.peer.Session:
+		return nil, ErrEvicted
+	case old != nil:
+		return old, nil
+	case l.peer.Enroll && s.enrolling >= maxEnrolling:
+		return nil, fmt.Errorf("%d clients are enrolling: %w", s.enrolling, errBusy)
+	}
+	s.live[segment] = l
+	if l.peer.Enroll {
+		s.enrolling++
+	}
+	s.unpend(l)
+	return nil, nil
 }
 
 // leave forgets l.

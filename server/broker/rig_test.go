@@ -25,12 +25,7 @@ import (
 	"github.com/kagimori/kagimori/transport/mqtt/mqtttest"
 )
 
-func TestMain(m *testing.M) {
-	if os.Getenv(floodChild) != "" {
-		os.Exit(runFloodChild())
-	}
-	os.Exit(mqtttest.Main(m, "server/broker", "mochi-mqtt"))
-}
+func TestMain(m *testing.M) { os.Exit(mqtttest.Main(m, "server/broker", "mochi-mqtt")) }
 
 // A message is what Receive was given.
 type message struct {

@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
@@ -38,6 +39,10 @@ type Config struct {
 	DialTime   time.Duration // bounds all of Dial, default 30 s
 	// Dial replaces net.Dialer.DialContext, if set.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	// Tests shorten these.
+	pingTime  time.Duration // how long the answer to a ping may take, default 10 s
+	writeTime time.Duration // how long one write may take, default 30 s (a full message at 2 KiB/s)
 }
 
 // What ends a connection, or keeps it from coming up.
@@ -54,10 +59,8 @@ var (
 )
 
 const (
-	queueLength = 64               // received messages that wait to be taken
-	inFlight    = 16               // sent messages that wait for their PUBACK
-	writeTime   = 10 * time.Second // how long one write may take
-	pingTime    = 10 * time.Second // how long the answer to a ping may take
+	queueLength = 64 // received messages that wait to be taken
+	inFlight    = 16 // sent messages that wait for their PUBACK
 	goodbyeTime = 250 * time.Millisecond
 )
 
@@ -70,7 +73,8 @@ type Conn struct {
 	slots  chan struct{} // one for each message in flight
 	done   chan struct{}
 	once   sync.Once
-	err    error // set before done is closed
+	err    error       // set before done is closed
+	bye    atomic.Bool // Close was called: whatever happens next is its doing
 }
 
 // Dial connects, proves the identity, and subscribes to the down topic. When it
@@ -91,11 +95,10 @@ func Dial(ctx context.Context, cfg Config) (*Conn, error) {
 	if c.socket, err = openSocket(ctx, cfg, c.end); err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", cfg.Address, explain(err))
 	}
-	defer context.AfterFunc(ctx, func() { c.end(ctx.Err()) })()
 	c.client = paho.NewClient(c.options())
+	defer context.AfterFunc(ctx, func() { c.end(ctx.Err()) })()
 	if err = c.handshake(); err != nil {
 		c.end(err)
-		c.client.Disconnect(0)
 		return nil, fmt.Errorf("connect to %s as %s: %w", cfg.Address, cfg.ClientID, c.Err())
 	}
 	return c, nil
@@ -117,6 +120,12 @@ func (cfg Config) withDefaults() (Config, error) {
 	}
 	if cfg.DialTime <= 0 {
 		cfg.DialTime = 30 * time.Second
+	}
+	if cfg.pingTime <= 0 {
+		cfg.pingTime = 10 * time.Second
+	}
+	if cfg.writeTime <= 0 {
+		cfg.writeTime = 30 * time.Second
 	}
 	if cfg.Dial == nil {
 		cfg.Dial = new(net.Dialer).DialContext
@@ -142,8 +151,8 @@ func (c *Conn) options() *paho.ClientOptions {
 	o.SetResumeSubs(false)
 	o.SetStore(paho.NewMemoryStore()) // the file store panics when the disk is full
 	o.SetKeepAlive(c.cfg.KeepAlive)
-	o.SetPingTimeout(pingTime)
-	o.SetWriteTimeout(writeTime)
+	o.SetPingTimeout(c.cfg.pingTime)
+	o.SetWriteTimeout(c.cfg.writeTime)
 	o.SetConnectTimeout(c.cfg.DialTime)
 	// In order: the unordered mode starts a goroutine for each message, so that
 	// an invalidation could overtake the order before it. The rule that makes
@@ -197,14 +206,17 @@ func (c *Conn) receive(_ paho.Client, m paho.Message) {
 	}
 }
 
-// end closes the connection; the first reason stays.
+// end closes the connection; the first reason stays. The library must be told as
+// well: it takes a socket that was closed under it for a good-bye of its own,
+// and would go on waiting for its next ping.
 func (c *Conn) end(why error) {
 	c.once.Do(func() {
-		c.err = why
-		close(c.done)
-		if c.socket != nil {
-			c.socket.wire.Close()
+		if c.err = why; c.bye.Load() {
+			c.err = ErrClosed
 		}
+		close(c.done)
+		c.socket.wire.Close()
+		c.client.Disconnect(0) // does not wait
 	})
 }
 
@@ -223,7 +235,9 @@ func (c *Conn) Send(ctx context.Context, payload []byte) error {
 		return fmt.Errorf("send: %w", c.err)
 	}
 	result := make(chan error, 1)
-	go func() { // Publish does not know ctx; both waits end with the connection
+	// Publish does not know ctx. It outlives a connection that is lost under it,
+	// by writeTime at most.
+	go func() {
 		result <- c.wait(c.client.Publish(c.cfg.Up, 1, false, payload))
 		<-c.slots
 	}()
@@ -272,6 +286,7 @@ func (c *Conn) Exporter(label string, n int) ([]byte, error) {
 // second; closing twice is allowed.
 func (c *Conn) Close() {
 	if c.Err() == nil {
+		c.bye.Store(true)
 		c.client.Disconnect(uint(goodbyeTime.Milliseconds()))
 	}
 	c.end(ErrClosed)

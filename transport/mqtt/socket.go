@@ -122,12 +122,26 @@ func (s *socket) checkConnack(b []byte) error {
 }
 
 func (s *socket) Write(p []byte) (int, error) {
-	s.wire.SetWriteDeadline(time.Now().Add(writeTime))
+	s.wire.SetWriteDeadline(time.Now().Add(s.cfg.writeTime))
 	n, err := s.tls.Write(p)
 	if err != nil {
-		s.failed(err)
+		s.failed(s.lastWord(err))
 	}
 	return n, err
+}
+
+// lastWord looks for the server's alert after CONNECT could not be written: a
+// server that refuses our certificate may have hung up before it reads. The
+// library writes CONNECT and reads CONNACK in one goroutine.
+func (s *socket) lastWord(err error) error {
+	if s.connacked > 0 {
+		return err
+	}
+	s.wire.SetReadDeadline(time.Now().Add(time.Second))
+	if _, alert := s.tls.Read(make([]byte, 1)); errors.Is(explain(alert), ErrRefused) {
+		return alert
+	}
+	return err
 }
 
 func (s *socket) failed(err error) {
@@ -142,7 +156,7 @@ func (s *socket) Close() error {
 	return s.wire.Close()
 }
 
-// Deadlines are ours alone: Dial's ctx, writeTime, and the library's pings.
+// Deadlines are ours alone: Dial's ctx, cfg.writeTime, and the library's pings.
 
 func (s *socket) SetDeadline(time.Time) error      { return nil }
 func (s *socket) SetReadDeadline(time.Time) error  { return nil }

@@ -124,10 +124,7 @@ func (ca *CA) Files(t testing.TB, c tls.Certificate) (cert, key string) {
 func (ca *CA) write(t testing.TB, name string, block *pem.Block) string {
 	t.Helper()
 	path := filepath.Join(ca.dir, name)
-	if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(ca.dir, 0o755); err != nil { // mosquitto gives up root before it reads
+	if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path

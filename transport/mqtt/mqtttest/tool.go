@@ -38,6 +38,13 @@ func executable(path string) bool {
 // without a certificate of ca.
 func Mosquitto(t testing.TB, ca *CA, requireCert bool, lines ...string) (address string) {
 	t.Helper()
+	address, _ = MosquittoProcess(t, ca, requireCert, lines...)
+	return address
+}
+
+// MosquittoProcess is Mosquitto for a test that wants to kill it.
+func MosquittoProcess(t testing.TB, ca *CA, requireCert bool, lines ...string) (address string, p *Process) {
+	t.Helper()
 	address = freeAddress(t)
 	_, port, _ := net.SplitHostPort(address)
 	cert, key := ca.Files(t, ca.Server(t))
@@ -46,11 +53,14 @@ func Mosquitto(t testing.TB, ca *CA, requireCert bool, lines ...string) (address
 		"tls_version tlsv1.3", fmt.Sprintf("require_certificate %v", requireCert), "set_tcp_nodelay true",
 		"persistence false", "allow_anonymous true",
 	}
+	if os.Getuid() == 0 {
+		config = append(config, "user root") // else it cannot read our files
+	}
 	path := filepath.Join(t.TempDir(), "mosquitto.conf")
 	if err := os.WriteFile(path, []byte(strings.Join(append(config, lines...), "\n")+"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	Start(t, "mosquitto", "-c", path)
+	p = Start(t, "mosquitto", "-c", path)
 	Eventually(t, "mosquitto listens", func() bool {
 		conn, err := net.Dial("tcp", address)
 		if err == nil {
@@ -58,7 +68,7 @@ func Mosquitto(t testing.TB, ca *CA, requireCert bool, lines ...string) (address
 		}
 		return err == nil
 	})
-	return address
+	return address, p
 }
 
 func freeAddress(t testing.TB) string {
@@ -73,6 +83,7 @@ func freeAddress(t testing.TB) string {
 
 // A Process is a foreign program that runs until it ends or the test does.
 type Process struct {
+	cmd  *exec.Cmd
 	out  bytes.Buffer
 	done chan struct{}
 	err  error
@@ -81,8 +92,8 @@ type Process struct {
 // Start runs a program; it is killed at the end of the test.
 func Start(t testing.TB, name string, args ...string) *Process {
 	t.Helper()
-	p := &Process{done: make(chan struct{})}
 	cmd := exec.Command(Tool(t, name), args...)
+	p := &Process{cmd: cmd, done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = &p.out, &p.out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -92,7 +103,7 @@ func Start(t testing.TB, name string, args ...string) *Process {
 		close(p.done)
 	}()
 	t.Cleanup(func() {
-		cmd.Process.Kill()
+		p.Kill()
 		<-p.done
 		if t.Failed() {
 			t.Logf("%s %v:\n%s", name, args, p.out.String())
@@ -100,6 +111,19 @@ func Start(t testing.TB, name string, args ...string) *Process {
 	})
 	return p
 }
+
+// Ended reports whether the program has ended.
+func (p *Process) Ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Kill ends the program, if it has not ended by itself.
+func (p *Process) Kill() { p.cmd.Process.Kill() }
 
 // Wait returns what the program wrote and how it ended.
 func (p *Process) Wait(t testing.TB) (string, error) {
@@ -136,9 +160,8 @@ func Main(m *testing.M, words ...string) int {
 	}
 	deadline := time.Now().Add(Patience)
 	left := leftover(words)
-	for left != "" && time.Now().Before(deadline) {
-		runtime.Gosched()
-		left = leftover(words)
+	for tick := time.Tick(10 * time.Millisecond); left != "" && time.Now().Before(deadline); left = leftover(words) {
+		<-tick
 	}
 	if left != "" {
 		fmt.Fprintf(os.Stderr, "FAIL: goroutines are left behind:\n%s\n", left)
