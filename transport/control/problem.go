@@ -34,7 +34,8 @@ type KindInfo struct {
 	Meaning string
 }
 
-// Kinds is the one table of kinds and exit codes, in the order of the codes.
+// Kinds is the one table of kinds and exit codes, in the order of the codes. A
+// crash of the Go runtime also leaves 2, with its own text on standard error.
 func Kinds() []KindInfo {
 	return []KindInfo{
 		{Internal, 1, "something that should not happen; the message and the log say what"},

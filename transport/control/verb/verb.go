@@ -57,7 +57,7 @@ func New(name, short, long, version string) *Frame {
 	}
 	flags := root.PersistentFlags()
 	flags.Bool(jsonFlag, false, "print JSON, errors too")
-	flags.String(socketFlag, socket, "control socket of the daemon; also $"+socketVariable(name))
+	flags.String(socketFlag, socket, "control socket of the daemon, a `PATH`; also $"+socketVariable(name))
 	f := &Frame{root: root, version: version}
 	root.AddCommand(f.versionVerb(), f.manVerb(), exitCodes())
 	return f
