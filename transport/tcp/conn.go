@@ -46,18 +46,22 @@ func (c *Conn) Channel() transport.KeycopyChannel { return c.channel }
 // transport.KeycopyMessageTimeout for the rest of it. A body of more than limit
 // bytes is transport.ErrMalformed and is not read; a deadline that passes is
 // os.ErrDeadlineExceeded.
-func (c *Conn) ReadFrame(limit int, wait time.Duration) (f transport.KeycopyFrame, err error) {
-	var header [headerSize]byte
+func (c *Conn) ReadFrame(limit int, wait time.Duration) (transport.KeycopyFrame, error) {
 	if err := c.tls.SetReadDeadline(c.deadline(wait)); err != nil {
-		return f, fmt.Errorf("read frame: %w", err)
+		return transport.KeycopyFrame{}, fmt.Errorf("read frame: %w", err)
 	}
 	if _, err := c.r.Peek(1); err != nil {
-		return f, fmt.Errorf("read frame: %w", err)
+		return transport.KeycopyFrame{}, fmt.Errorf("read frame: %w", err)
 	}
 	if err := c.tls.SetReadDeadline(c.deadline(transport.KeycopyMessageTimeout)); err != nil {
-		return f, fmt.Errorf("read frame: %w", err)
+		return transport.KeycopyFrame{}, fmt.Errorf("read frame: %w", err)
 	}
-	if _, err := io.ReadFull(c.r, header[:]); err != nil {
+	return readFrame(c.r, limit)
+}
+
+func readFrame(r io.Reader, limit int) (f transport.KeycopyFrame, err error) {
+	var header [headerSize]byte
+	if _, err := io.ReadFull(r, header[:]); err != nil {
 		return f, fmt.Errorf("read frame: %w", err)
 	}
 	f.Type = transport.KeycopyType(header[4])
@@ -66,7 +70,7 @@ func (c *Conn) ReadFrame(limit int, wait time.Duration) (f transport.KeycopyFram
 		return f, fmt.Errorf("read %s: %w: %d bytes, the limit is %d", f.Type, transport.ErrMalformed, length, limit)
 	}
 	f.Body = make([]byte, length)
-	if _, err := io.ReadFull(c.r, f.Body); err != nil {
+	if _, err := io.ReadFull(r, f.Body); err != nil {
 		return f, fmt.Errorf("read %s: %w", f.Type, err)
 	}
 	return f, nil
