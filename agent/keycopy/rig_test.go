@@ -166,6 +166,10 @@ func newRig(t testing.TB, keys int) *rig {
 
 // arm makes both ends anew, with these codes.
 func (r *rig) arm(source, target string) {
+	if r.source != nil {
+		r.source.Disarm()
+		r.target.Wipe()
+	}
 	r.source = NewSource(r.sourceConfig, r.typed(source))
 	r.target = NewTarget(r.targetConfig, r.typed(target))
 }

@@ -60,6 +60,9 @@ func (t *Target) newRun(ctx context.Context, ch transport.KeycopyChannel) (*targ
 	if !t.Usable() {
 		return r, fail(transport.KeycopyNotArmed, errors.New("the code typed here is used up or too old"))
 	}
+	if err := r.checkIdentity(); err != nil {
+		return r, err
+	}
 	m := transport.KeycopyHello{KeycopyHelloBody: transport.KeycopyHelloBody{Version: transport.KeycopyVersion, Mode: transport.KeycopyPAKE,
 		Suite: transport.KeycopyCPace21, CodeID: t.cfg.Code.ID, Target: t.cfg.Device, Want: transport.TransferCopy, Select: t.cfg.Select}}
 	var err error
@@ -84,6 +87,22 @@ func (t *Target) newRun(ctx context.Context, ch transport.KeycopyChannel) (*targ
 		return r, fail(transport.KeycopyAborted, err)
 	}
 	return r, nil
+}
+
+// checkIdentity finds out early if the receipt's signature would not do.
+func (r *targetRun) checkIdentity() error {
+	signer := r.target.cfg.Identity
+	if signer == nil {
+		return nil
+	}
+	spki, err := x509.MarshalPKIXPublicKey(signer.Public())
+	if err != nil {
+		return fail(transport.KeycopyAborted, fmt.Errorf("identity key: %w", err))
+	}
+	if !bytes.Equal(spki, r.channel.TargetKey) {
+		return fail(transport.KeycopyAborted, errors.New("the identity key is not the one shown in TLS"))
+	}
+	return nil
 }
 
 // expects is the type of frame that consume takes now; 0 when it is our turn.
@@ -267,13 +286,6 @@ func (r *targetRun) createReceipt() (transport.KeycopyFrame, error) {
 	}
 	m.MAC = r.keys.receiptTag(body)
 	if signer := r.target.cfg.Identity; signer != nil {
-		spki, err := x509.MarshalPKIXPublicKey(signer.Public())
-		if err != nil {
-			return transport.KeycopyFrame{}, fail(transport.KeycopyAborted, err)
-		}
-		if !bytes.Equal(spki, r.channel.TargetKey) {
-			return transport.KeycopyFrame{}, fail(transport.KeycopyAborted, errors.New("the identity key is not the one shown in TLS"))
-		}
 		digest := r.keys.receiptDigest(body, m.MAC)
 		if m.Signature, err = signer.Sign(r.target.cfg.Random, digest[:], crypto.SHA256); err != nil {
 			return transport.KeycopyFrame{}, fail(transport.KeycopyAborted, fmt.Errorf("sign the receipt: %w", err))

@@ -1,0 +1,303 @@
+package keycopy
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"errors"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/kagimori/kagimori/transport"
+)
+
+// begin brings a new run up to PROOF: HELLO and HELLO_ACK are exchanged.
+func (r *rig) begin(t *testing.T) (s *sourceRun, g *targetRun, err error) {
+	t.Helper()
+	sc, tc := newChannels()
+	s = r.source.newRun(sc)
+	g, err = r.target.newRun(t.Context(), tc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hello, _, err := g.create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.consume(t.Context(), hello); err != nil {
+		return s, g, err
+	}
+	ack, _, err := s.create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, g, g.consume(t.Context(), ack)
+}
+
+// One handshake at a time is in the proof stage, and one Target gets the code.
+func TestOneTargetAtATime(t *testing.T) {
+	r := newRig(t, 1)
+	first, firstTarget, err := r.begin(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.target = NewTarget(r.targetConfig, r.typed("12345678"))
+	second, _, err := r.begin(t)
+	wantFault(t, "while the first is proving", err, transport.KeycopyBusy, false)
+	second.end(err)
+	first.end(errDisk) // the first drops out: its place is free
+	firstTarget.end()
+	third, thirdTarget, err := r.begin(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proof, _, err := thirdTarget.create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := third.consume(t.Context(), proof); err != nil {
+		t.Fatal(err)
+	}
+	r.target = NewTarget(r.targetConfig, r.typed("12345678"))
+	fourth, _, err := r.begin(t)
+	wantFault(t, "while another is served", err, transport.KeycopyBusy, false)
+	fourth.end(err)
+	if state, _ := r.source.State(); state != Serving {
+		t.Errorf("%s", state)
+	}
+	third.end(errDisk)
+	if o := r.source.Watch(t.Context()); o.Reason != EndAborted || o.Transaction == nil || o.Transaction.Taken != nil {
+		t.Errorf("%+v", o)
+	}
+}
+
+// Modes, suites, transfers and versions of other times have answers of their
+// own; none is negotiated down to.
+func TestWhatIsNotSpokenIsRefused(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(*transport.KeycopyHello)
+		want   transport.KeycopyFault
+	}{
+		"version 2":   {func(h *transport.KeycopyHello) { h.Version = 2 }, transport.KeycopyVersionRefused},
+		"mode direct": {func(h *transport.KeycopyHello) { h.Mode, h.Share, h.Code = transport.KeycopyDirect, nil, []byte{1} }, transport.KeycopyModeRefused},
+		"mode kek":    {func(h *transport.KeycopyHello) { h.Mode, h.Share, h.Code = transport.KeycopyKEK, nil, []byte{1} }, transport.KeycopyModeRefused},
+		"suite 2":     {func(h *transport.KeycopyHello) { h.Suite = 2 }, transport.KeycopyModeRefused},
+		"move":        {func(h *transport.KeycopyHello) { h.Want = transport.TransferMove }, transport.KeycopyModeRefused},
+	} {
+		r := newRig(t, 1)
+		sc, tc := newChannels()
+		g, err := r.target.newRun(t.Context(), tc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var h transport.KeycopyHello
+		if err := transport.DecodeKeycopy(g.hello, &h); err != nil {
+			t.Fatal(err)
+		}
+		tt.change(&h)
+		body, err := transport.Marshal(h.KeycopyHelloBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Admit = g.fleet.admitTarget(body) // by somebody who has the security code
+		f, err := transport.EncodeKeycopy(&h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantFault(t, name, r.source.newRun(sc).consume(t.Context(), f), tt.want, false)
+		if r.sourceLedger.counted != 0 {
+			t.Errorf("%s was counted", name)
+		}
+	}
+}
+
+// A Target with an identity signs the receipt, and only its own key will do.
+func TestReceiptIsSignedByTheIdentity(t *testing.T) {
+	key, spki := identity(t)
+	other, otherSPKI := identity(t)
+	for name, tt := range map[string]struct {
+		key    *ecdsa.PrivateKey // that signs; nil does not
+		shown  []byte            // in TLS
+		peer   transport.Name    // as the Source sees it
+		device transport.DeviceID
+		source transport.KeycopyFault // 0: the copy succeeds
+		target transport.KeycopyFault
+	}{
+		"identity":                  {key, spki, "nav-002", transport.NewDeviceID(spki), 0, 0},
+		"no identity":               {nil, nil, "", transport.DeviceID{'T'}, 0, 0},
+		"unsigned":                  {nil, spki, "nav-002", transport.NewDeviceID(spki), transport.KeycopyAuthFailed, transport.KeycopyAuthFailed},
+		"signed without identity":   {key, spki, "", transport.NewDeviceID(spki), transport.KeycopyProtocol, transport.KeycopyProtocol},
+		"another key than in TLS":   {other, spki, "nav-002", transport.NewDeviceID(spki), transport.KeycopyAborted, transport.KeycopyAborted},
+		"another device than shown": {key, spki, "nav-002", transport.NewDeviceID(otherSPKI), transport.KeycopyAuthFailed, transport.KeycopyAuthFailed},
+	} {
+		r := newRig(t, 1)
+		if tt.key != nil {
+			r.targetConfig.Identity = tt.key
+		}
+		r.targetConfig.Device = tt.device
+		r.arm("12345678", "12345678")
+		sc, tc := newChannels()
+		sc.TargetKey, tc.TargetKey, sc.Peer = tt.shown, tt.shown, tt.peer
+		sourceErr, targetErr := r.pump(t.Context(), sc, tc, asSent)
+		if tt.source == 0 {
+			if sourceErr != nil || targetErr != nil || r.sourceLedger.deals[0].Name != tt.peer {
+				t.Errorf("%s: %v, %v", name, sourceErr, targetErr)
+			}
+		} else if tt.source != transport.KeycopyAborted && !errors.Is(sourceErr, tt.source) || !errors.Is(targetErr, tt.target) || r.source.outcome.Reason == EndDelivered {
+			t.Errorf("%s: %v, %v", name, sourceErr, targetErr)
+		}
+	}
+}
+
+// A Source that shows an identity is held to its device.
+func TestSourceIsHeldToItsIdentity(t *testing.T) {
+	_, spki := identity(t)
+	for _, device := range []transport.DeviceID{transport.NewDeviceID(spki), {'S'}} {
+		r := newRig(t, 1)
+		r.sourceConfig.Device = device
+		r.arm("12345678", "12345678")
+		sc, tc := newChannels()
+		sc.SourceKey, tc.SourceKey, tc.Peer = spki, spki, "nav-001"
+		_, targetErr := r.pump(t.Context(), sc, tc, asSent)
+		if good := device == transport.NewDeviceID(spki); good != (targetErr == nil) || !good && r.targetLedger.counted != 0 {
+			t.Errorf("device %s: %v", device.Short(), targetErr)
+		}
+	}
+}
+
+// A receipt for some of the items is believed for those; one for items that
+// are not there is not.
+func TestReceiptStatus(t *testing.T) {
+	entries := make([]transport.KeycopyEntry, 10)
+	for i := range entries {
+		entries[i].ID = transport.Name(string(rune('a' + i)))
+	}
+	taken, err := readStatus([]byte{0b1000_0101, 0b10}, entries)
+	if want := []transport.Name{"a", "c", "h", "j"}; err != nil || !slices.Equal(taken, want) {
+		t.Errorf("%v, %v", taken, err)
+	}
+	for _, status := range [][]byte{nil, {1}, {1, 1, 1}, {0, 0b100}} {
+		if _, err := readStatus(status, entries); err == nil {
+			t.Errorf("%b accepted", status)
+		}
+	}
+}
+
+// The operator calls it off: the code is gone, and no further key leaves.
+func TestDisarm(t *testing.T) {
+	r := newRig(t, 3)
+	r.source.Disarm()
+	_, targetErr := r.copyOnce(t)
+	wantFault(t, "target", targetErr, transport.KeycopyNotArmed, true)
+	r.target.Wipe()
+	r.wantWiped(t)
+	r = newRig(t, 3)
+	items := 0
+	sc, tc := newChannels()
+	sourceErr, _ := r.pump(t.Context(), sc, tc, func(h hop) transport.KeycopyFrame {
+		if h.frame.Type == transport.KeycopyTypeItem {
+			if items++; items == 2 {
+				r.source.Disarm()
+			}
+		}
+		return h.frame
+	})
+	wantFault(t, "source", sourceErr, transport.KeycopyAborted, false)
+	if items != 2 {
+		t.Errorf("%d items left", items)
+	}
+	r.wantInstalled(t, nil)
+	if o := r.source.Watch(t.Context()); o.Reason != EndDisarmed || o.Transaction == nil {
+		t.Errorf("%+v", o)
+	}
+	// Between the verdict and the grant.
+	r = newRig(t, 1)
+	r.sourceLedger.onWrite = func(what string) {
+		if what == "succeed" {
+			r.source.Disarm()
+		}
+	}
+	sourceErr, _ = r.copyOnce(t)
+	wantFault(t, "source", sourceErr, transport.KeycopyNotArmed, false)
+	if len(r.sourceLedger.deals) != 0 {
+		t.Error("something was offered")
+	}
+}
+
+// A locked role gives no verdict, right or wrong.
+func TestLockedRoleGivesNoVerdict(t *testing.T) {
+	r := newRig(t, 1)
+	for range AttemptsPerWindow {
+		if err := r.sourceLedger.log.Count(r.now.Wall); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sourceErr, targetErr := r.copyOnce(t)
+	wantFault(t, "source", sourceErr, transport.KeycopyNotArmed, false)
+	wantFault(t, "target", targetErr, transport.KeycopyNotArmed, true)
+	if !errors.Is(sourceErr, ErrLocked) {
+		t.Error(sourceErr)
+	}
+	r = newRig(t, 1)
+	for range CodeAttempts {
+		if err := r.targetLedger.log.CountTyped(r.now.Wall); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sourceErr, targetErr = r.copyOnce(t)
+	wantFault(t, "target", targetErr, transport.KeycopyAborted, false)
+	if !errors.Is(targetErr, ErrLocked) || r.sourceLedger.counted != 0 {
+		t.Error(targetErr, sourceErr)
+	}
+}
+
+func TestWatchEndsWithTheCode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1)
+		clock := NewClock()
+		r.sourceConfig.Clock = clock
+		code, err := NewOperatorCode(rand.Reader, clock())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := NewSource(r.sourceConfig, code)
+		start := time.Now()
+		o := s.Watch(t.Context())
+		if took := time.Since(start); o.Reason != EndExpired || took != CodeLifetime || code.digits.Len() != 0 {
+			t.Errorf("%+v after %v", o, took)
+		}
+		if !slices.Equal(r.kinds(), []EventKind{EventExpired}) {
+			t.Errorf("%v", r.kinds())
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if code, err = NewOperatorCode(rand.Reader, clock()); err != nil {
+			t.Fatal(err)
+		}
+		if o := NewSource(r.sourceConfig, code).Watch(ctx); o.Reason != EndDisarmed || code.digits.Len() != 0 {
+			t.Errorf("%+v", o)
+		}
+	})
+}
+
+func TestStatesHaveNames(t *testing.T) {
+	seen := map[string]bool{}
+	for s := sourceHello; s <= sourceClosed; s++ {
+		seen[s.String()] = true
+	}
+	for s := Armed; s <= Ended; s++ {
+		seen[s.String()] = true
+	}
+	if len(seen) != 11 || sourceState(99).String() != "state 99" || ArmState(9).String() != "unknown" {
+		t.Errorf("%v", seen)
+	}
+	seen = map[string]bool{}
+	for s := targetHello; s <= targetClosed; s++ {
+		seen[s.String()] = true
+	}
+	if len(seen) != 8 || targetState(99).String() != "state 99" {
+		t.Errorf("%v", seen)
+	}
+}
