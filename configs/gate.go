@@ -23,6 +23,8 @@ type GateGate struct {
 	Listen string `toml:"listen"`
 	// Upstream is the protected service: http:// on loopback, unix:/path, or https://.
 	Upstream string `toml:"upstream"`
+	// UpstreamCA is a PEM file of the CAs of an https upstream; empty: the system's.
+	UpstreamCA string `toml:"upstream_ca"`
 	// CRLMaxAge is how long the last good revocation list serves.
 	CRLMaxAge Duration `toml:"crl_max_age"`
 	// CRLFetch is how often a new one is fetched.
@@ -37,6 +39,9 @@ func (g GateGate) check(report report) {
 		report("gate.crl_fetch", "%v is longer than crl_max_age, %v", g.CRLFetch, g.CRLMaxAge)
 	}
 	g.checkUpstream(report)
+	if g.UpstreamCA != "" && !strings.HasPrefix(g.Upstream, "https:") {
+		report("gate.upstream_ca", "is for an https upstream only")
+	}
 }
 
 func (g GateGate) checkUpstream(report report) {
@@ -48,9 +53,11 @@ func (g GateGate) checkUpstream(report report) {
 	switch {
 	case err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "":
 		report(key, "%q is none of http://127.0.0.1:PORT, unix:/path, https://HOST", g.Upstream)
-	case u.Scheme == "https":
-	case u.Scheme != "http":
+	case u.Scheme != "http" && u.Scheme != "https":
 		report(key, "%q: scheme is neither http nor https", g.Upstream)
+	case u.Path != "" && u.Path != "/":
+		report(key, "%q has a path, which a terminal could leave with dots; give the service a host or port of its own", g.Upstream)
+	case u.Scheme == "https":
 	case !isLoopback(withPort(u.Host)):
 		report(key, "%q: plain http only on loopback, since what the gate vouches for must not cross a network in clear; use https", g.Upstream)
 	}

@@ -57,6 +57,8 @@ func TestErrorsNameFileLineAndKey(t *testing.T) {
 		{&Gate{}, "[gate]\nupstream = \"ftp://localhost\"\n", []string{"f:2: gate.upstream: \"ftp://localhost\": scheme"}},
 		{&Gate{}, "[gate]\nupstream = \"localhost:80\"\n", []string{"f:2: gate.upstream: "}},
 		{&Gate{}, "[gate]\nupstream = \"unix:relative\"\n", []string{"f:2: gate.upstream: "}},
+		{&Gate{}, "[gate]\nupstream = \"https://localhost/base\"\n", []string{"f:2: gate.upstream: \"https://localhost/base\" has a path"}},
+		{&Gate{}, "[gate]\nupstream_ca = \"ca.pem\"\n", []string{"f:2: gate.upstream_ca: is for an https upstream only"}},
 		{&Gate{}, "[gate]\ncrl_max_age = \"30m\"\n", []string{"f: gate.crl_fetch: 1h0m0s is longer than crl_max_age, 30m0s"}},
 		{&Server{}, "[mqtt]\nlisten = \"x:99999\"\n[http]\nlisten = \"x\"\n[ca]\nbackdate = \"-1s\"\n", []string{
 			"f:2: mqtt.listen: ", "f:4: http.listen: ", "f:6: ca.backdate: "}},
@@ -97,8 +99,8 @@ func TestGoodValues(t *testing.T) {
 		{&Agent{}, ""},
 		{&Agent{}, "[[relay]]\nservice = \"a\"\nlisten = \"unix:/run/x\"\n[[relay]]\nservice = \"b\"\nlisten = \"0.0.0.0:80\"\nexposed = true\n[[relay]]\nservice = \"c\"\nlisten = \"[::1]:0\"\n"},
 		{&Gate{}, "[gate]\nupstream = \"unix:/run/up.sock\"\n"},
-		{&Gate{}, "[gate]\nupstream = \"https://maps.example\"\n"},
-		{&Gate{}, "[gate]\nupstream = \"http://[::1]:8080/base\"\n"},
+		{&Gate{}, "[gate]\nupstream = \"https://maps.example\"\nupstream_ca = \"/etc/kagimori-gate/maps.pem\"\n"},
+		{&Gate{}, "[gate]\nupstream = \"http://[::1]:8080/\"\n"},
 		{&Gate{}, "[gate]\nupstream = \"http://localhost\"\n"},
 		{&Server{}, "state_dir = \"demo\"\n[hsm]\nkind = \"tpm\"\npath = \"/tmp/swtpm.sock\"\n"},
 	} {
