@@ -31,11 +31,10 @@ type Conn interface {
 // did not confirm that it has noted it.
 var ErrNotClosed = errors.New("the keys are installed here, but the old terminal did not confirm that it knows; look at its status")
 
-// Serve runs one connection of a Source and closes it. The error is an *Error,
-// and also transport.ErrKeycopyStranger if the peer never proved the security
-// code.
+// Serve runs one connection of a Source; whoever accepted it closes it. The
+// error is an *Error, and also transport.ErrKeycopyStranger if the peer never
+// proved the security code.
 func Serve(ctx context.Context, conn Conn, s *Source) error {
-	defer conn.Close()
 	r := s.newRun(conn.Channel())
 	s.cfg.tell(r.event(EventConnected, Event{}))
 	err := drive(ctx, conn, r)

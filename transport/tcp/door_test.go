@@ -161,7 +161,6 @@ func TestStrangersAreSlowedDown(t *testing.T) {
 		if err == nil && f.Type == 1 {
 			err = fmt.Errorf("wrapped: %w", transport.ErrKeycopyStranger)
 		}
-		c.Close()
 		return err
 	})
 	try := func(typ transport.KeycopyType) error {

@@ -49,8 +49,8 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 }
 
 // Serve accepts connections until ctx ends, and returns when every handle has.
-// It closes ln. handle owns its Conn, which breaks when ctx ends; an error that
-// is transport.ErrKeycopyStranger slows the peer's address down.
+// It closes ln. handle's Conn breaks when ctx ends and is closed after handle; an
+// error that is transport.ErrKeycopyStranger slows the peer's address down.
 func Serve(ctx context.Context, ln net.Listener, cfg Config, handle func(context.Context, *Conn) error) error {
 	defer ln.Close()
 	if cfg.Certificate == nil {
@@ -88,21 +88,21 @@ func Serve(ctx context.Context, ln net.Listener, cfg Config, handle func(context
 			continue
 		}
 		wg.Go(func() {
-			stranger := serveOne(ctx, raw, cfg, handle)
-			d.leave(from, stranger, time.Now())
+			stranger, hangUp := serveOne(ctx, raw, cfg, handle)
+			d.leave(from, stranger, time.Now()) // before a stranger sees the end and comes back
+			hangUp()
 		})
 	}
 }
 
-// serveOne tells whether the peer turned out to be a stranger.
-func serveOne(ctx context.Context, raw net.Conn, cfg Config, handle func(context.Context, *Conn) error) bool {
+// serveOne tells whether the peer turned out to be a stranger, and how to hang up.
+func serveOne(ctx context.Context, raw net.Conn, cfg Config, handle func(context.Context, *Conn) error) (stranger bool, hangUp func() error) {
 	c, err := open(ctx, raw, cfg, true)
 	if err != nil {
 		cfg.Log.Info("key copy connection refused", "remote", raw.RemoteAddr().String(), "err", err)
-		return true
+		return true, raw.Close
 	}
-	defer c.Close()
-	return errors.Is(handle(ctx, c), transport.ErrKeycopyStranger)
+	return errors.Is(handle(ctx, c), transport.ErrKeycopyStranger), c.Close
 }
 
 // Dial connects to a Source at host:port. The Conn breaks when ctx ends.
@@ -114,12 +114,13 @@ func Dial(ctx context.Context, address string, cfg Config) (*Conn, error) {
 	}
 	c, err := open(ctx, raw, cfg, false)
 	if err != nil {
+		raw.Close()
 		return nil, fmt.Errorf("connect to the old terminal at %s: %w", address, err)
 	}
 	return c, nil
 }
 
-// open makes a Conn of raw, or closes it.
+// open makes a Conn of raw, which is the caller's to close if that fails.
 func open(ctx context.Context, raw net.Conn, cfg Config, server bool) (*Conn, error) {
 	var peer transport.Name
 	config := cfg.tls(server, &peer)
@@ -131,12 +132,10 @@ func open(ctx context.Context, raw net.Conn, cfg Config, server bool) (*Conn, er
 	}
 	until := time.Now().Add(transport.KeycopySessionTimeout)
 	if err := handshake(ctx, t); err != nil {
-		raw.Close()
 		return nil, err
 	}
 	ch, err := channel(t, cfg, server)
 	if err != nil {
-		raw.Close()
 		return nil, err
 	}
 	ch.Peer = peer
