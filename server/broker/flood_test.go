@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/mqtt/mqtttest"
 )
 
@@ -69,6 +71,29 @@ func TestNotTLS(t *testing.T) {
 	out, err := exec.Command(mqtttest.Tool(t, "openssl"), "s_client", "-connect", net.JoinHostPort(host, port), "-tls1_2", "-CAfile", r.ca.File).CombinedOutput()
 	if err == nil || !bytes.Contains(out, []byte("alert protocol version")) {
 		t.Errorf("TLS 1.2: %v:\n%s", err, out)
+	}
+}
+
+// A stranger cannot make TLS collect more than a certificate chain may have.
+func TestLargeHandshake(t *testing.T) {
+	t.Parallel()
+	r := start(t, nil)
+	cert := r.ca.Terminal(t, "nav-001")
+	for range 2 * transport.MaxChain * transport.MaxCertificate / len(cert.Certificate[0]) {
+		cert.Certificate = append(cert.Certificate, cert.Certificate[0])
+	}
+	conn, err := tls.Dial("tcp", r.address, r.tlsConfig(cert))
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	c := &raw{t, conn}
+	c.SetDeadline(time.Now().Add(mqtttest.Patience))
+	if code := c.connect("nav-001", nil); code != 255 {
+		t.Errorf("CONNACK %d", code)
+	}
+	if s := r.b.Stats(); s.Connected != 0 {
+		t.Errorf("%+v", s)
 	}
 }
 

@@ -68,15 +68,6 @@ func (l *link) checkPacket(pk packets.Packet) error {
 	return nil
 }
 
-// violated logs that a client broke the rules, once.
-func (l *link) violated(why error) {
-	if l.noted.Swap(true) {
-		return
-	}
-	l.b.count.violated.Add(1)
-	l.b.noise.warn("client broke a rule", "segment", l.peer.Segment, "client", l.peer.ID, "remote", l.peer.Remote, "session", l.peer.Session, "err", why)
-}
-
 // hook is how the protocol machine asks us. Its methods run in the goroutine of
 // the connection's serve, except OnACLCheck and OnPublishDropped for reading,
 // which run in Send.

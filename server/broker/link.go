@@ -40,7 +40,6 @@ type link struct {
 	handling   bool // inside the Handler: a panic is ours
 	announced  bool // Connected has been called
 	subscribed atomic.Bool
-	noted      atomic.Bool // its rule violation has been logged
 
 	mu       sync.Mutex // guards the read deadline
 	draining bool
@@ -79,7 +78,8 @@ func (b *Broker) serve(l *link) {
 	why := l.why(err)
 	switch {
 	case errors.Is(why, ErrRule):
-		l.violated(why)
+		b.count.violated.Add(1)
+		b.noise.warn("client broke a rule", "segment", l.peer.Segment, "client", l.peer.ID, "remote", l.peer.Remote, "session", l.peer.Session, "err", why)
 	case l.announced:
 		b.log.Debug("client disconnected", "segment", l.peer.Segment, "session", l.peer.Session, "err", why)
 	}

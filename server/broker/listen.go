@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/kagimori/kagimori/transport"
 )
 
 // Listen opens a TCP address such as ":8883". Its errors say what to do.
@@ -70,6 +72,9 @@ func (b *Broker) accept(ctx context.Context, ln net.Listener, take func(net.Conn
 	}
 }
 
+// maxEarly bounds what a stranger can make TLS collect: a hello and a full chain.
+const maxEarly = 8<<10 + transport.MaxChain*transport.MaxCertificate
+
 // A wire is the socket under TLS. Until CONNECT is answered it knows for how
 // long its client has been silent, and during the handshake it holds one of the
 // broker's slots whenever it is not waiting for the client: so at most
@@ -80,7 +85,9 @@ type wire struct {
 	over  <-chan struct{}
 	since atomic.Int64 // Unix nanoseconds; 0 when not waiting for the client
 
-	pacing, held bool // of the reading goroutine
+	// Of the reading goroutine.
+	pacing, held bool
+	early        int // bytes of the handshake
 }
 
 func (w *wire) pace() { w.pacing = true }
@@ -114,6 +121,9 @@ func (w *wire) Read(p []byte) (int, error) {
 	w.since.Store(0)
 	if err != nil || !w.pacing {
 		return n, err
+	}
+	if w.early += n; w.early > maxEarly {
+		return 0, fmt.Errorf("%w: more than %d bytes of handshake", ErrTooLarge, maxEarly)
 	}
 	select {
 	case w.slots <- struct{}{}:

@@ -25,7 +25,12 @@ import (
 	"github.com/kagimori/kagimori/transport/mqtt/mqtttest"
 )
 
-func TestMain(m *testing.M) { os.Exit(mqtttest.Main(m, "server/broker", "mochi-mqtt")) }
+func TestMain(m *testing.M) {
+	if role := os.Getenv(benchChild); role != "" {
+		os.Exit(runBench(role))
+	}
+	os.Exit(mqtttest.Main(m, "server/broker", "mochi-mqtt"))
+}
 
 // A message is what Receive was given.
 type message struct {

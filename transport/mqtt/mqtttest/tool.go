@@ -122,6 +122,9 @@ func (p *Process) Ended() bool {
 	}
 }
 
+// Pid is the program's process id.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
 // Kill ends the program, if it has not ended by itself.
 func (p *Process) Kill() { p.cmd.Process.Kill() }
 
