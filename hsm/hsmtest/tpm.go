@@ -1,0 +1,144 @@
+package hsmtest
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// patience bounds how long a helper waits for another process.
+const patience = 10 * time.Second
+
+// A TPM is a swtpm process of one test. It can be killed and started again on
+// the same state, as a chip that loses power.
+type TPM struct {
+	Socket string // speaks the TPM protocol; Socket+".ctrl" is swtpm's own
+
+	t    *testing.T
+	dir  string
+	proc *os.Process
+	done chan struct{} // closed when proc has ended
+	log  bytes.Buffer
+}
+
+// StartTPM starts an emulator that ends with the test, and names its socket.
+func StartTPM(t *testing.T) (socketPath string) {
+	t.Helper()
+	return NewTPM(t).Socket
+}
+
+// NewTPM is StartTPM for tests that cut its power.
+func NewTPM(t *testing.T) *TPM {
+	t.Helper()
+	if _, err := exec.LookPath("swtpm"); err != nil {
+		t.Fatal("swtpm is missing: run scripts/setup.sh")
+	}
+	dir, err := os.MkdirTemp("", "tpm") // t.TempDir is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &TPM{t: t, dir: dir, Socket: filepath.Join(dir, "s")}
+	t.Cleanup(func() {
+		p.Kill()
+		os.RemoveAll(dir)
+	})
+	p.Start()
+	return p
+}
+
+// Start powers the TPM up: TPM2_Startup(CLEAR) is done when it returns.
+func (p *TPM) Start() {
+	p.t.Helper()
+	os.Remove(p.Socket)
+	cmd := exec.Command("swtpm", "socket", "--tpm2",
+		"--tpmstate", "dir="+p.dir,
+		"--server", "type=unixio,path="+p.Socket,
+		"--ctrl", "type=unixio,path="+p.Socket+".ctrl",
+		"--flags", "not-need-init,startup-clear")
+	p.log.Reset()
+	cmd.Stdout, cmd.Stderr = &p.log, &p.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started, done := make(chan error), make(chan struct{})
+	go func() {
+		// The death signal comes when the thread ends that started the
+		// process: this one waits as long as the process lives.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			cmd.Wait()
+		}
+		close(done)
+	}()
+	if err := <-started; err != nil {
+		p.t.Fatalf("start swtpm: %v", err)
+	}
+	p.proc, p.done = cmd.Process, done
+	p.await()
+}
+
+// await returns when swtpm listens.
+func (p *TPM) await() {
+	p.t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(patience)
+	for {
+		c, err := net.Dial("unix", p.Socket)
+		if err == nil {
+			c.Close()
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-p.done:
+			p.t.Fatalf("swtpm ended: %s", p.log.String())
+		case <-late:
+			p.t.Fatalf("swtpm does not listen: %v", err)
+		}
+	}
+}
+
+// Kill cuts the power: kill -9, with no TPM2_Shutdown before.
+func (p *TPM) Kill() {
+	if p.proc != nil {
+		p.proc.Kill()
+		<-p.done
+		p.proc = nil
+	}
+}
+
+// Tool runs one of tpm2-tools against the TPM and returns what it prints. One
+// client at a time: modules on the same TPM must be closed.
+func (p *TPM) Tool(name string, args ...string) string {
+	p.t.Helper()
+	out, err := p.TryTool(name, args...)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return out
+}
+
+// TryTool is Tool for commands that may fail.
+func (p *TPM) TryTool(name string, args ...string) (string, error) {
+	if _, err := exec.LookPath(name); err != nil {
+		p.t.Fatalf("%s is missing: run scripts/setup.sh", name)
+	}
+	cmd := exec.Command(name, args...)
+	cmd.Dir = p.dir
+	cmd.Env = append(os.Environ(), "TPM2TOOLS_TCTI=swtpm:path="+p.Socket)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("%s %q: %w: %s", name, args, err, errs.String())
+	}
+	return out.String(), nil
+}

@@ -1,0 +1,243 @@
+package tpm
+
+// The chip as its owner goroutine sees it: a connection and what is loaded
+// through it. Nothing here is safe for a second goroutine.
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+
+	"github.com/kagimori/kagimori/hsm"
+)
+
+// Repetition after RETRY and its like: the command did not start, the same
+// bytes stay valid (Part 3, 5.2). go-tpm and sockets do not repeat by themselves.
+const (
+	firstPause = time.Millisecond
+	lastPause  = 250 * time.Millisecond
+)
+
+// A chip is one TPM. It implements go-tpm's transport.
+type chip struct {
+	config
+	quit <-chan struct{} // the module is being closed
+	ctx  context.Context // of the job that runs; nil while clearing up
+
+	wire    wire // nil: not connected, and nothing below holds
+	root    root
+	session *session // nil until a command needs it
+	loaded  loaded   // the one object that stays in the chip between jobs
+
+	pin     *[hsm.OwnerSize]byte // the root that proved itself in this process; outlives connections
+	noStore bool                 // what stands at the root handle has a password: do not use it
+}
+
+var _ transport.TPM = (*chip)(nil)
+
+// run does one job. Some answers say that what we had loaded is gone (a reset,
+// a resume) or out of step; the command did nothing then, so the job runs once
+// more from a new start.
+func (c *chip) run(ctx context.Context, job func() error) error {
+	c.ctx = ctx
+	defer func() { c.ctx = nil }()
+	err := c.try(job)
+	if lost(err) || denied(err) {
+		c.log.Warn("the TPM lost our keys or sessions: loading them again", "err", err)
+		c.drop()
+		err = c.try(job)
+	}
+	if denied(err) && c.root.persistent && c.pin == nil {
+		c.log.Warn("the key at the storage root handle has a password: using a root of our own", "err", err)
+		c.drop()
+		c.noStore = true
+		err = c.try(job)
+	}
+	if err == nil && c.session != nil {
+		id := c.root.id() // it answered in a session that only it can know
+		c.pin = &id
+	}
+	return explain(err)
+}
+
+// try connects where needed and runs the job. It does not let a malformed
+// response end the process: go-tpm indexes into some of them.
+func (c *chip) try(job func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			c.drop()
+			err = fmt.Errorf("malformed data from the TPM: %v", r)
+		}
+	}()
+	if err := c.connect(); err != nil {
+		return err
+	}
+	err = job()
+	if err != nil && !answered(err) {
+		c.drop() // a session out of step, or a response that makes no sense
+	}
+	return err
+}
+
+// connect makes a wire and finds the root key, if there is none.
+func (c *chip) connect() error {
+	if c.wire != nil {
+		return nil
+	}
+	if err := c.ctx.Err(); err != nil {
+		return &stopError{context.Cause(c.ctx)}
+	}
+	w, err := c.dial(time.Now().Add(c.limit))
+	if err != nil {
+		return err
+	}
+	c.wire = w
+	if c.raw {
+		if err := c.flushStale(); err != nil {
+			c.drop()
+			return fmt.Errorf("clear up: %w", err)
+		}
+	}
+	if err := c.findRoot(); err != nil {
+		c.drop()
+		return err
+	}
+	return nil
+}
+
+// Send carries one command to the TPM; go-tpm calls it.
+func (c *chip) Send(command []byte) ([]byte, error) {
+	if c.wire == nil {
+		return nil, errNotConnected
+	}
+	deadline := time.Now().Add(c.limit)
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		if err := c.pause(0); err != nil {
+			return nil, err
+		}
+		response, err := c.wire.exchange(command, deadline)
+		if err == nil && len(response) < headSize {
+			err = fmt.Errorf("a response of %d bytes", len(response))
+		}
+		if err != nil {
+			c.drop()
+			return nil, &wireError{err}
+		}
+		rc := tpm2.TPMRC(binary.BigEndian.Uint32(response[6:]))
+		if !later(rc) || time.Now().Add(pause).After(deadline) {
+			return response, nil
+		}
+		if err := c.pause(pause); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// pause waits before the next command; it fails when none may be sent any more
+// for this job. Clearing up is never stopped, but not worth a wait either.
+func (c *chip) pause(d time.Duration) error {
+	if c.ctx == nil {
+		if d > 0 {
+			return errNotConnected
+		}
+		return nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select { // whoever left comes first
+	case <-c.ctx.Done():
+		return &stopError{context.Cause(c.ctx)}
+	case <-c.quit:
+		return &stopError{hsm.ErrClosed}
+	default:
+	}
+	select {
+	case <-timer.C:
+		return nil
+	case <-c.ctx.Done():
+		return &stopError{context.Cause(c.ctx)}
+	case <-c.quit:
+		return &stopError{hsm.ErrClosed}
+	}
+}
+
+var errNotConnected = errors.New("not connected to the TPM")
+
+// drop closes the connection and forgets what was loaded through it. Behind a
+// resource manager that frees it all; on a raw socket connect clears up.
+func (c *chip) drop() {
+	if c.wire != nil {
+		c.wire.close()
+		c.wire = nil
+	}
+	c.session.wipe()
+	c.session, c.loaded, c.root = nil, loaded{}, root{}
+}
+
+// release takes out of the chip what we put there, then disconnects.
+func (c *chip) release() {
+	c.ctx = nil
+	if c.session != nil {
+		c.flush(c.session.handle)
+	}
+	c.unload()
+	if c.root.handle != 0 && !c.root.persistent {
+		c.flush(c.root.handle)
+	}
+	c.drop()
+}
+
+// unload makes room: the object that stayed loaded goes.
+func (c *chip) unload() {
+	if c.loaded.handle != 0 {
+		c.flush(c.loaded.handle)
+		c.loaded = loaded{}
+	}
+}
+
+// flush frees a handle, even for a job that is stopped already.
+func (c *chip) flush(h tpm2.TPMHandle) {
+	if c.wire == nil {
+		return // the connection is gone, and the handle with it
+	}
+	ctx := c.ctx
+	c.ctx = nil
+	_, err := tpm2.FlushContext{FlushHandle: h}.Execute(c)
+	c.ctx = ctx
+	if err != nil {
+		c.log.Debug("cannot flush a TPM handle", handleAttr(h), "err", err)
+	}
+}
+
+// flushStale frees what a killed process left on a TPM without a resource
+// manager: a TPM has three places for objects and three for sessions. We save
+// no contexts, so saved sessions are not ours.
+func (c *chip) flushStale() error {
+	const all = 64                                           // more than any TPM has
+	for _, first := range []uint32{0x80000000, 0x02000000} { // transient objects, loaded sessions
+		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: all}.Execute(c)
+		if err != nil {
+			return err
+		}
+		handles, err := rsp.CapabilityData.Data.Handles()
+		if err != nil {
+			return err
+		}
+		for _, h := range handles.Handle {
+			c.log.Info("flushing what an earlier program left in the TPM", handleAttr(h))
+			c.flush(h)
+		}
+	}
+	return nil
+}
+
+// handleAttr is how a handle is logged: in hex, as every TPM tool shows it.
+func handleAttr(h tpm2.TPMHandle) slog.Attr {
+	return slog.String("handle", fmt.Sprintf("%#x", uint32(h)))
+}

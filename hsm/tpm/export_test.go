@@ -1,0 +1,30 @@
+package tpm
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/kagimori/kagimori/hsm"
+)
+
+// OpenWithin is Open with another deadline for commands.
+func OpenWithin(ctx context.Context, path string, limit time.Duration, log *slog.Logger) (*Module, error) {
+	c, err := configFor(path, log)
+	if err != nil {
+		return nil, err
+	}
+	c.limit = limit
+	return open(ctx, c)
+}
+
+// OpenNode opens a module on what stands in for a device node.
+func OpenNode(ctx context.Context, node func() (fd int, err error), limit time.Duration, log *slog.Logger) (*Module, error) {
+	return open(ctx, config{dial: deviceDialer(node), level: hsm.LevelTPM, limit: limit, log: log})
+}
+
+// Decode is what a blob meets before the chip is asked.
+func Decode(b hsm.Blob, p hsm.Purpose) error {
+	_, _, err := decode(b, p)
+	return err
+}

@@ -1,0 +1,140 @@
+package tpm
+
+// Signing keys: made in the chip, never outside it. A Signer holds no place in
+// the chip for good: any number of them share the one that load keeps.
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"sync/atomic"
+
+	"github.com/google/go-tpm/tpm2"
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/kagimori/kagimori/hsm"
+)
+
+// signTimeout bounds one Sign, waiting for other users of the chip included:
+// crypto.Signer takes no context.
+const signTimeout = 2 * commandTimeout
+
+// NewKey makes an ECDSA P-256 key in the chip.
+func (m *Module) NewKey(ctx context.Context) (hsm.Blob, error) {
+	b, err := do(ctx, m, nil, func(c *chip) (hsm.Blob, error) { return c.create(hsm.PurposeKey, nil) })
+	if err != nil {
+		return nil, fmt.Errorf("make key: %w", err)
+	}
+	return b, nil
+}
+
+// Signer takes a key into use; that the chip can load it is known when it
+// returns.
+func (m *Module) Signer(ctx context.Context, key hsm.Blob) (hsm.Signer, error) {
+	item, area, err := decode(key, hsm.PurposeKey)
+	if err != nil {
+		return nil, fmt.Errorf("open key: %w", err)
+	}
+	public, err := tpm2.Pub(area)
+	if err != nil {
+		return nil, fmt.Errorf("open key: %w: %v", hsm.ErrBlob, err)
+	}
+	point, ok := public.(*ecdsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("open key: %w: no ECDSA key", hsm.ErrBlob)
+	}
+	if _, err := point.ECDH(); err != nil { // on the curve
+		return nil, fmt.Errorf("open key: %w: %v", hsm.ErrBlob, err)
+	}
+	if _, err := do(ctx, m, nil, func(c *chip) (struct{}, error) { return struct{}{}, c.load(item) }); err != nil {
+		return nil, fmt.Errorf("open key: %w", err)
+	}
+	return &signer{module: m, item: item, public: point}, nil
+}
+
+type signer struct {
+	module *Module
+	item   hsm.Item
+	public *ecdsa.PublicKey
+	closed atomic.Bool
+}
+
+func (s *signer) Public() crypto.PublicKey { return s.public }
+
+// Sign makes an ASN.1 signature of a SHA-256 digest. The chip takes its own
+// random numbers.
+func (s *signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if err := hsm.CheckDigest(digest, opts); err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
+	}
+	if s.closed.Load() {
+		return nil, fmt.Errorf("sign: %w", hsm.ErrClosed)
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), signTimeout, errSignTimeout)
+	defer cancel()
+	sum := [32]byte(digest)
+	sig, err := do(ctx, s.module, nil, func(c *chip) ([]byte, error) { return c.sign(s.item, sum[:]) })
+	if err != nil {
+		return nil, fmt.Errorf("sign: %w", err)
+	}
+	return sig, nil
+}
+
+var errSignTimeout = fmt.Errorf("%w: not in %v", hsm.ErrTimeout, signTimeout)
+
+// Close lets the chip forget the key, if it is the one that is loaded.
+func (s *signer) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), signTimeout, errSignTimeout)
+	defer cancel()
+	err := s.module.submit(ctx, func(c *chip) {
+		if c.loaded.handle != 0 && same(c.loaded.item, s.item) {
+			c.unload()
+		}
+	})
+	if errors.Is(err, hsm.ErrClosed) {
+		return nil // closing the module did it
+	}
+	return err
+}
+
+func (c *chip) sign(item hsm.Item, digest []byte) ([]byte, error) {
+	if err := c.load(item); err != nil {
+		return nil, err
+	}
+	key, err := c.use(plain) // digest and signature are public
+	if err != nil {
+		return nil, err
+	}
+	rsp, err := tpm2.Sign{
+		KeyHandle:  key,
+		Digest:     tpm2.TPM2BDigest{Buffer: digest},
+		InScheme:   tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}, // the key's own
+		Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
+	}.Execute(c)
+	if err != nil {
+		return nil, err
+	}
+	sig, err := rsp.Signature.Signature.ECDSA()
+	if err != nil {
+		return nil, fmt.Errorf("the TPM made another kind of signature: %w", err)
+	}
+	return der(sig.SignatureR.Buffer, sig.SignatureS.Buffer)
+}
+
+// der is Ecdsa-Sig-Value (RFC 3279, 2.2.3).
+func der(r, s []byte) ([]byte, error) {
+	var b cryptobyte.Builder
+	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1BigInt(new(big.Int).SetBytes(r))
+		b.AddASN1BigInt(new(big.Int).SetBytes(s))
+	})
+	return b.Bytes()
+}

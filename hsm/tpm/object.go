@@ -1,0 +1,148 @@
+package tpm
+
+// What lies under the root: templates, making, loading.
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/kagimori/kagimori/hsm"
+)
+
+// template is the public area of a purpose, less the key itself. All are bound
+// to this chip and this parent, and none counts wrong guesses (NoDA).
+func template(p hsm.Purpose) tpm2.TPMTPublic {
+	public := tpm2.TPMTPublic{
+		Type:             tpm2.TPMAlgKeyedHash,
+		NameAlg:          tpm2.TPMAlgSHA256,
+		ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, UserWithAuth: true, NoDA: true},
+	}
+	switch p {
+	case hsm.PurposeSeal:
+		public.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgKeyedHash, &tpm2.TPMSKeyedHashParms{
+			Scheme: tpm2.TPMTKeyedHashScheme{Scheme: tpm2.TPMAlgNull},
+		})
+	case hsm.PurposeMAC:
+		public.ObjectAttributes.SignEncrypt = true
+		public.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgKeyedHash, &tpm2.TPMSKeyedHashParms{
+			Scheme: tpm2.TPMTKeyedHashScheme{
+				Scheme:  tpm2.TPMAlgHMAC,
+				Details: tpm2.NewTPMUSchemeKeyedHash(tpm2.TPMAlgHMAC, &tpm2.TPMSSchemeHMAC{HashAlg: tpm2.TPMAlgSHA256}),
+			},
+		})
+	case hsm.PurposeKey:
+		public.Type = tpm2.TPMAlgECC
+		public.ObjectAttributes.SignEncrypt = true
+		public.ObjectAttributes.SensitiveDataOrigin = true
+		public.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
+			CurveID: tpm2.TPMECCNistP256,
+			Scheme: tpm2.TPMTECCScheme{
+				Scheme:  tpm2.TPMAlgECDSA,
+				Details: tpm2.NewTPMUAsymScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSigSchemeECDSA{HashAlg: tpm2.TPMAlgSHA256}),
+			},
+		})
+	}
+	return public
+}
+
+// create makes an object under the root and returns its blob. data is the
+// secret part, nil where the chip makes it.
+func (c *chip) create(p hsm.Purpose, data *hsm.Secret) (hsm.Blob, error) {
+	c.unload() // its place may be needed
+	auth, err := c.auth(encIn)
+	if err != nil {
+		return nil, err
+	}
+	sensitive := &tpm2.TPMSSensitiveCreate{}
+	if data != nil {
+		sensitive.Data = tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: data.Bytes()})
+	}
+	rsp, err := tpm2.Create{
+		ParentHandle: tpm2.AuthHandle{Handle: c.root.handle, Name: c.root.name, Auth: auth},
+		InSensitive:  tpm2.TPM2BSensitiveCreate{Sensitive: sensitive},
+		InPublic:     tpm2.New2B(template(p)),
+	}.Execute(c)
+	if err != nil {
+		return nil, err
+	}
+	public, err := rsp.OutPublic.Contents()
+	if err != nil || !fits(*public, template(p)) {
+		return nil, errors.New("the TPM made something else than it was asked for")
+	}
+	return hsm.Item{
+		Kind: hsm.KindTPM, Purpose: p, Owner: c.root.id(),
+		Public: rsp.OutPublic.Bytes(), Sealed: rsp.OutPrivate.Buffer,
+	}.Encode()
+}
+
+// loaded is the object that stays in the chip after a job, for the next one
+// that wants the same. One, because a TPM has three places: the root takes one
+// (always, or while it is used), this the second, and the third is free.
+type loaded struct {
+	handle tpm2.TPMHandle // 0: nothing is loaded
+	item   hsm.Item
+}
+
+// decode takes apart a blob for one purpose, before the chip is asked.
+func decode(b hsm.Blob, p hsm.Purpose) (hsm.Item, tpm2.TPMTPublic, error) {
+	item, err := hsm.DecodeFor(bytes.Clone(b), hsm.KindTPM, p)
+	if err != nil {
+		return hsm.Item{}, tpm2.TPMTPublic{}, err
+	}
+	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](item.Public)
+	if err != nil {
+		return hsm.Item{}, tpm2.TPMTPublic{}, fmt.Errorf("%w: its public part: %v", hsm.ErrBlob, err)
+	}
+	if !fits(*public, template(p)) || !bytes.Equal(tpm2.Marshal(public), item.Public) {
+		return hsm.Item{}, tpm2.TPMTPublic{}, fmt.Errorf("%w: its public part is not that of a %v of ours", hsm.ErrBlob, p)
+	}
+	return item, *public, nil
+}
+
+// load brings an object into the chip, unless it is there.
+func (c *chip) load(item hsm.Item) error {
+	if err := c.rootFor(item.Owner); err != nil {
+		return err
+	}
+	if c.loaded.handle != 0 && same(c.loaded.item, item) {
+		return nil
+	}
+	c.unload()
+	auth, err := c.auth(plain)
+	if err != nil {
+		return err
+	}
+	rsp, err := tpm2.Load{
+		ParentHandle: tpm2.AuthHandle{Handle: c.root.handle, Name: c.root.name, Auth: auth},
+		InPrivate:    tpm2.TPM2BPrivate{Buffer: item.Sealed},
+		InPublic:     tpm2.BytesAs2B[tpm2.TPMTPublic](item.Public),
+	}.Execute(c)
+	if badParameter(err) {
+		return fmt.Errorf("%w: damaged or altered (%v)", hsm.ErrBlob, err)
+	}
+	if err != nil {
+		return fmt.Errorf("load: %w", err)
+	}
+	if err := checkHandle(rsp.ObjectHandle, transient); err != nil {
+		return fmt.Errorf("load: %w", err)
+	}
+	c.loaded = loaded{handle: rsp.ObjectHandle, item: item}
+	return nil
+}
+
+// use is the loaded object, authorised for one command.
+func (c *chip) use(dir direction) (tpm2.AuthHandle, error) {
+	auth, err := c.auth(dir)
+	if err != nil {
+		return tpm2.AuthHandle{}, err
+	}
+	return tpm2.AuthHandle{Handle: c.loaded.handle, Name: nameOf(c.loaded.item.Public), Auth: auth}, nil
+}
+
+// same tells whether two items are the same object.
+func same(a, b hsm.Item) bool {
+	return a.Owner == b.Owner && bytes.Equal(a.Public, b.Public) && bytes.Equal(a.Sealed, b.Sealed)
+}

@@ -1,0 +1,204 @@
+package tpm
+
+// The storage root key (SRK), parent of all we make: ECC P-256 by the TCG
+// template, so the same chip makes the same key again at any time. It stands
+// at the handle that TCG set aside for it, if that was free when we came; if
+// another key stands there, ours is made at each start (one command) and the
+// handle is left alone.
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/kagimori/kagimori/hsm"
+)
+
+// rootHandle is where TCG's provisioning guidance puts the SRK.
+const rootHandle = tpm2.TPMHandle(0x81000001)
+
+// root is the storage root key in use.
+type root struct {
+	handle     tpm2.TPMHandle
+	public     tpm2.TPMTPublic
+	name       tpm2.TPM2BName // computed from public here, never taken on trust
+	persistent bool           // stands at rootHandle; else it must be flushed
+}
+
+// id is the digest in the Name of the root key: what blobs are pinned to.
+func (r root) id() [hsm.OwnerSize]byte {
+	if len(r.name.Buffer) != 2+hsm.OwnerSize {
+		return [hsm.OwnerSize]byte{}
+	}
+	return [hsm.OwnerSize]byte(r.name.Buffer[2:])
+}
+
+// findRoot looks for the root key and makes one if need be. Once a key has
+// proven itself in this process, it stays the same over all connections.
+func (c *chip) findRoot() error {
+	free, err := c.readRoot()
+	if err != nil {
+		return err
+	}
+	if c.root.handle == 0 {
+		if c.root, err = c.makeRoot(); err != nil {
+			return err
+		}
+		if free && !c.noStore {
+			c.storeRoot()
+		}
+	}
+	if c.pin == nil {
+		return nil
+	}
+	return c.rootFor(*c.pin)
+}
+
+// readRoot takes the key at rootHandle, if there is one by the template; free
+// tells that the handle is empty.
+func (c *chip) readRoot() (free bool, err error) {
+	if c.noStore {
+		return false, nil
+	}
+	rsp, err := tpm2.ReadPublic{ObjectHandle: rootHandle}.Execute(c)
+	if errors.Is(err, tpm2.TPMRCHandle) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read storage root key: %w", err)
+	}
+	public, err := rsp.OutPublic.Contents()
+	if err != nil || !fits(*public, tpm2.ECCSRKTemplate) {
+		c.log.Info("another kind of key stands at the storage root handle: leaving it alone", handleAttr(rootHandle))
+		return false, nil
+	}
+	c.root, err = newRoot(rootHandle, *public, true)
+	return false, err
+}
+
+func newRoot(h tpm2.TPMHandle, public tpm2.TPMTPublic, persistent bool) (root, error) {
+	name, err := tpm2.ObjectName(&public)
+	if err != nil {
+		return root{}, fmt.Errorf("name of the storage root key: %w", err)
+	}
+	return root{handle: h, public: public, name: *name, persistent: persistent}, nil
+}
+
+// makeRoot makes the key by the template and leaves it loaded.
+func (c *chip) makeRoot() (root, error) {
+	rsp, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(c)
+	if denied(err) {
+		return root{}, fmt.Errorf("%w: %s (%v)", hsm.ErrOwnerAuth, ownerAdvice, err)
+	}
+	if err != nil {
+		return root{}, fmt.Errorf("make storage root key: %w", err)
+	}
+	if err := checkHandle(rsp.ObjectHandle, transient); err != nil {
+		return root{}, fmt.Errorf("make storage root key: %w", err)
+	}
+	public, err := rsp.OutPublic.Contents()
+	if err != nil || !fits(*public, tpm2.ECCSRKTemplate) {
+		c.flush(rsp.ObjectHandle)
+		return root{}, fmt.Errorf("make storage root key: the TPM made another kind of key")
+	}
+	return newRoot(rsp.ObjectHandle, *public, false)
+}
+
+// ownerAdvice is the way on for who knows the password.
+const ownerAdvice = "put a storage root key in place with it: " +
+	"tpm2_createprimary -C o -P PASSWORD -G ecc256:aes128cfb -c srk.ctx " +
+	"-a 'fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt' && " +
+	"tpm2_evictcontrol -C o -P PASSWORD -c srk.ctx 0x81000001"
+
+// storeRoot gives the root key its handle, which is free: later starts find it
+// there, the kernel need not swap it in and out, and it works on when the owner
+// gets a password. It is a gain, not a need: what stands against it is logged.
+func (c *chip) storeRoot() {
+	_, err := tpm2.EvictControl{
+		Auth:             tpm2.TPMRHOwner,
+		ObjectHandle:     tpm2.NamedHandle{Handle: c.root.handle, Name: c.root.name},
+		PersistentHandle: rootHandle,
+	}.Execute(c)
+	if err != nil {
+		c.log.Info("the storage root key stays unstored and is made at each start", "err", err)
+		return
+	}
+	c.log.Info("stored the storage root key", handleAttr(rootHandle))
+	c.flush(c.root.handle)
+	c.root.handle, c.root.persistent = rootHandle, true
+}
+
+// rootFor makes sure that the root key in use is the one that a blob is pinned
+// to, before anything is salted to it or loaded under it. There may be two by
+// the template: the stored one, which another program may have made with other
+// entropy, and our own.
+func (c *chip) rootFor(owner [hsm.OwnerSize]byte) error {
+	if c.root.id() == owner {
+		return nil
+	}
+	now := c.root
+	err := c.otherRoot()
+	if c.wire == nil {
+		return err
+	}
+	if err != nil || c.root.id() != owner {
+		if c.root.handle != 0 && c.root.handle != now.handle && !c.root.persistent {
+			c.flush(c.root.handle)
+		}
+		c.root = now
+		if _, stop := errors.AsType[*stopError](err); stop {
+			return err
+		}
+		return fmt.Errorf("%w: its storage root key is another one; put the old TPM back, or enroll anew", hsm.ErrReplaced)
+	}
+	if c.session != nil { // salted to the other root
+		c.flush(c.session.handle)
+		c.session.wipe()
+		c.session = nil
+	}
+	c.unload()
+	if !now.persistent {
+		c.flush(now.handle)
+	}
+	return nil
+}
+
+// otherRoot puts the second candidate in place of the first.
+func (c *chip) otherRoot() (err error) {
+	if c.root.persistent {
+		c.root, err = c.makeRoot()
+		return err
+	}
+	_, err = c.readRoot()
+	return err
+}
+
+// fits tells whether a public area is what the template asks for, whatever
+// the key in it.
+func fits(public, template tpm2.TPMTPublic) bool {
+	public.Unique, template.Unique = tpm2.TPMUPublicID{}, tpm2.TPMUPublicID{}
+	return public.Type == template.Type && bytes.Equal(shape(public), shape(template))
+}
+
+// shape is the encoding of a public area without its key.
+func shape(public tpm2.TPMTPublic) []byte {
+	switch public.Type {
+	case tpm2.TPMAlgECC:
+		public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
+	case tpm2.TPMAlgKeyedHash:
+		public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgKeyedHash, &tpm2.TPM2BDigest{})
+	default:
+		return nil
+	}
+	return tpm2.Marshal(public)
+}
+
+// nameOf is the Name of an object with an encoded public area whose nameAlg is
+// SHA-256 (Part 1, 16).
+func nameOf(public []byte) tpm2.TPM2BName {
+	sum := sha256.Sum256(public)
+	return tpm2.TPM2BName{Buffer: append([]byte{0x00, 0x0b}, sum[:]...)}
+}
