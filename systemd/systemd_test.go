@@ -89,7 +89,7 @@ func TestInterval(t *testing.T) {
 		{"", "", 0, false},
 		{"30000000", "", 30 * time.Second, false},
 		{"30000000", pid, 30 * time.Second, false},
-		{"30000000", "1", 0, false},                // for another process
+		{"30000000", "1", 0, false},                 // for another process
 		{"86400000000", pid, 24 * time.Hour, false}, // more than 31 bits
 		{"0", pid, 0, true},
 		{"-1", pid, 0, true},

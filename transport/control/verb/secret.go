@@ -2,14 +2,13 @@ package verb
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
+	"golang.org/x/sys/unix"
 
 	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/control"
@@ -24,9 +23,7 @@ func ReadSecret(cmd *cobra.Command, prompt string) (transport.Sensitive, error) 
 	var secret []byte
 	var err error
 	if onTerminal(in) {
-		fmt.Fprint(cmd.ErrOrStderr(), prompt)
-		secret, err = readHidden(cmd.Context(), int(in.(*os.File).Fd()))
-		fmt.Fprintln(cmd.ErrOrStderr())
+		secret, err = readHidden(cmd.Context(), in.(*os.File), cmd.ErrOrStderr(), prompt)
 	} else {
 		secret, err = readLine(in)
 	}
@@ -39,12 +36,26 @@ func ReadSecret(cmd *cobra.Command, prompt string) (transport.Sensitive, error) 
 	return secret, nil
 }
 
-// readHidden gives up when ctx ends and leaves the terminal echoing.
-func readHidden(ctx context.Context, fd int) ([]byte, error) {
-	before, err := term.GetState(fd)
+// readHidden prompts and reads a line without echo. Echo is off before the
+// prompt appears: whoever types at once is not seen either. When ctx ends it
+// gives up. The terminal is left as it was.
+func readHidden(ctx context.Context, tty *os.File, w io.Writer, prompt string) ([]byte, error) {
+	fd := int(tty.Fd())
+	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
 		return nil, err
 	}
+	hidden := *before
+	hidden.Lflag &^= unix.ECHO
+	hidden.Lflag |= unix.ICANON | unix.ISIG
+	hidden.Iflag |= unix.ICRNL
+	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &hidden); err != nil {
+		return nil, err
+	}
+	defer unix.IoctlSetTermios(fd, unix.TCSETS, before)
+	defer fmt.Fprintln(w)
+	fmt.Fprint(w, prompt)
+
 	type result struct {
 		secret []byte
 		err    error
@@ -52,14 +63,14 @@ func readHidden(ctx context.Context, fd int) ([]byte, error) {
 	// The read cannot be interrupted: after a signal it ends with the process.
 	done := make(chan result, 1)
 	go func() {
-		secret, err := term.ReadPassword(fd)
+		secret, err := readLine(tty)
 		done <- result{secret, err}
 	}()
 	select {
 	case r := <-done:
 		return r.secret, r.err
 	case <-ctx.Done():
-		return nil, errors.Join(ctx.Err(), term.Restore(fd, before))
+		return nil, ctx.Err()
 	}
 }
 
