@@ -92,30 +92,3 @@ func TestBatchSurvivesPanic(t *testing.T) {
 		t.Errorf("after a panic: %v", err)
 	}
 }
-
-func BenchmarkUpdate(b *testing.B) {
-	s, _, _ := newStore(b)
-	for i := 0; b.Loop(); i++ {
-		update(b, s, func(tx *Tx) error { return tx.Put("a", "k", record{N: i}) })
-	}
-}
-
-func BenchmarkBatch8(b *testing.B) {
-	s, _, _ := newStore(b)
-	b.SetParallelism(4)
-	b.RunParallel(func(p *testing.PB) {
-		for i := 0; p.Next(); i++ {
-			if err := s.Batch(func(tx *Tx) error { return tx.Put("a", fmt.Sprint(i%50), record{N: i}) }); err != nil {
-				b.Error(err)
-			}
-		}
-	})
-}
-
-func BenchmarkGet(b *testing.B) {
-	s, _, _ := newStore(b)
-	update(b, s, func(tx *Tx) error { return tx.Put("a", "k", record{Name: "a name", N: 7}) })
-	for b.Loop() {
-		get(b, s, "a", "k")
-	}
-}

@@ -50,7 +50,8 @@ type pages struct {
 	r        io.ReaderAt
 	pageSize uint64
 	high     uint64
-	seen     []bool // by page id: used, or free
+	seen     []bool   // by page id: used, or free
+	spare    [][]byte // buffers of one page
 }
 
 // checkPages is nil if bbolt can use the file at path, else ErrDamaged or what
@@ -162,11 +163,23 @@ func (p *pages) take(id uint64) ([]byte, error) {
 		}
 		p.seen[i] = true
 	}
-	b := make([]byte, n*p.pageSize)
+	var b []byte
+	if last := len(p.spare) - 1; n == 1 && last >= 0 {
+		b, p.spare = p.spare[last], p.spare[:last]
+	} else {
+		b = make([]byte, n*p.pageSize)
+	}
 	if _, err := p.r.ReadAt(b, int64(id*p.pageSize)); err != nil {
 		return nil, fmt.Errorf("page %d: %w", id, err)
 	}
 	return b, nil
+}
+
+// give lets take use a buffer again.
+func (p *pages) give(b []byte) {
+	if uint64(len(b)) == p.pageSize {
+		p.spare = append(p.spare, b)
+	}
 }
 
 // tree checks a bucket from its root page down. All keys must lie in [low, high);
@@ -179,6 +192,7 @@ func (p *pages) tree(id uint64, root bool, low, high []byte, depth int) error {
 	if err != nil {
 		return err
 	}
+	defer p.give(b)
 	switch flags := order.Uint16(b[8:]); flags {
 	case flagLeaf:
 		if err = p.leaf(b, root, low, high); err == nil && depth > 0 && order.Uint16(b[10:]) == 0 {
