@@ -69,6 +69,36 @@ func goesOn(t *testing.T, s *Store, n int) {
 	}
 }
 
+// However full the store is, it can be emptied record by record: bbolt needs new
+// pages in order to delete.
+func TestFullStoreCanBeEmptied(t *testing.T) {
+	m, path := newModule(t), filepath.Join(quickDir(t), "store")
+	s := mustOpen(t, path, m)
+	t.Cleanup(func() { checkInvariants(t, path, m) })
+	t.Cleanup(func() { s.Close() })
+	n, err := fill(t, s, "fill")
+	if !errors.Is(err, ErrFull) {
+		t.Fatalf("after %d records: %v", n, err)
+	}
+	small := 0
+	for ; err == nil || small == 0; small++ { // into the last free page
+		err = s.Update(func(tx *Tx) error { return tx.Put("small", fmt.Sprintf("%06d", small), small) })
+		if small > 100_000 {
+			t.Fatal("it is never full")
+		}
+	}
+	if !errors.Is(err, ErrFull) {
+		t.Fatalf("after %d small records: %v", small, err)
+	}
+	for i := range small - 1 {
+		update(t, s, func(tx *Tx) error { return tx.Delete("small", fmt.Sprintf("%06d", i)) })
+		if i%16 == 0 {
+			update(t, s, func(tx *Tx) error { return tx.Delete("fill", fmt.Sprintf("%05d-%d", i/16, i%8)) })
+		}
+	}
+	update(t, s, func(tx *Tx) error { return tx.Put("a", "k", record{N: 1}) })
+}
+
 // smallDisk is a directory with 1 MiB of room.
 func smallDisk(t *testing.T) string {
 	t.Helper()

@@ -60,6 +60,10 @@ const (
 	// MaxKey bounds a key.
 	MaxKey = 255
 
+	// reserve is room that only a transaction may use which makes the records
+	// smaller in sum: a full store can still be emptied, although bbolt writes
+	// new pages in order to delete.
+	reserve = 1 << 20
 	// growStep is by how much the file grows at a time.
 	growStep = 256 << 10
 	// foreignLock is how long bbolt waits for a program that opened the file

@@ -31,6 +31,7 @@ type Tx struct {
 	b     *bbolt.Tx
 	dirty bool
 	done  bool
+	grown int // bytes of values put, less those replaced and deleted
 }
 
 // Put seals v under bucket and key and replaces what was there. If that is
@@ -59,7 +60,8 @@ func (tx *Tx) put(bucket []byte, key string, v any) (err error) {
 	if err != nil {
 		return err
 	}
-	if old := b.Get([]byte(key)); old != nil {
+	old := b.Get([]byte(key))
+	if old != nil {
 		was, err := openValue(tx.s.key, string(bucket), key, old)
 		same := err == nil && bytes.Equal(was, plain)
 		clear(was)
@@ -72,6 +74,7 @@ func (tx *Tx) put(bucket []byte, key string, v any) (err error) {
 		return err
 	}
 	tx.dirty = true
+	tx.grown += len(sealed) - len(old)
 	return b.Put([]byte(key), sealed)
 }
 
@@ -154,10 +157,15 @@ func (tx *Tx) delete(bucket []byte, key string) (err error) {
 		return ErrReadOnly
 	}
 	b := tx.b.Bucket(bucket)
-	if b == nil || b.Get([]byte(key)) == nil {
+	if b == nil {
+		return nil
+	}
+	old := b.Get([]byte(key))
+	if old == nil {
 		return nil
 	}
 	tx.dirty = true
+	tx.grown -= len(old)
 	return b.Delete([]byte(key))
 }
 
@@ -228,10 +236,12 @@ func (tx *Tx) putRaw(bucket []byte, name string, value []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	if old := b.Get([]byte(name)); old != nil && bytes.Equal(old, value) {
+	old := b.Get([]byte(name))
+	if old != nil && bytes.Equal(old, value) {
 		return nil
 	}
 	tx.dirty = true
+	tx.grown += len(value) - len(old)
 	return b.Put([]byte(name), value)
 }
 
@@ -276,6 +286,10 @@ func (tx *Tx) commit() (err error) {
 		return nil
 	}
 	defer tx.guard(&err)
+	tx.s.db.MaxSize = MaxSize // read by bbolt in Commit, under our writer lock
+	if tx.grown > 0 {
+		tx.s.db.MaxSize -= reserve
+	}
 	err = tx.b.Commit()
 	tx.done = true
 	var write *fs.PathError
@@ -283,7 +297,7 @@ func (tx *Tx) commit() (err error) {
 	case err == nil:
 		return nil
 	case errors.Is(err, berrors.ErrMaxSizeReached):
-		return fmt.Errorf("%w (its limit is %d MiB)", ErrFull, MaxSize>>20)
+		return fmt.Errorf("%w (its limit is %d MiB)", ErrFull, (MaxSize-reserve)>>20)
 	case errors.As(err, &write) && noSpace(err): // and not a sync that found it out later
 		return fmt.Errorf("%w (%w)", ErrFull, err)
 	}
