@@ -1,0 +1,153 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kagimori/kagimori/agent"
+	"github.com/kagimori/kagimori/transport"
+	"github.com/kagimori/kagimori/transport/control/verb"
+)
+
+func statusVerb() *cobra.Command {
+	return &cobra.Command{
+		Use:     "status",
+		Short:   "Show how this terminal is",
+		Long:    "Shows how this terminal is: who it is, where its keys are, whether it is in\ntouch with the management server, what it holds, and what to do next.",
+		Example: "  kagimori status\n  kagimori status --json | jq -r .link.state",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := verb.Dial(cmd)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			var s agent.Status
+			if err := c.Call(cmd.Context(), "com.kagimori.agent.Status", nil, &s); err != nil {
+				return err
+			}
+			return verb.Print(cmd, s, func(w io.Writer) { showStatus(w, &s) })
+		},
+	}
+}
+
+func showStatus(w io.Writer, s *agent.Status) {
+	fields := []any{"terminal", who(s), "device", "-"}
+	if s.Device != nil {
+		fields[3] = s.Device.String()
+	}
+	fields = append(fields, "keys", keys(s), "server", link(s))
+	if s.Identity != nil {
+		fields = append(fields, "identity", fmt.Sprintf("%s until %s", s.Identity.Text, verb.Time(s.Identity.Expires)))
+	}
+	fields = append(fields, "clock", clock(s), "credentials", credentials(s))
+	for _, r := range s.Relays {
+		fields = append(fields, "relay", relayLine(&r))
+	}
+	if s.Keycopy != nil {
+		fields = append(fields, "key copy", keycopyLine(s.Keycopy))
+	}
+	verb.Fields(w, fields...)
+	for _, next := range []string{s.Keys.Next, s.Link.Next} {
+		if next != "" {
+			fmt.Fprintf(w, "  next: %s\n", next)
+		}
+	}
+}
+
+func who(s *agent.Status) any {
+	switch {
+	case s.Kind == "":
+		return verb.Warn("not provisioned")
+	case s.Kind == transport.BundleSpare:
+		return fmt.Sprintf("none: a spare of deployment %s, group %s", s.Deployment, s.Group)
+	}
+	return fmt.Sprintf("%s of deployment %s, group %s", s.Terminal, s.Deployment, s.Group)
+}
+
+func keys(s *agent.Status) any {
+	if !s.Keys.Open {
+		return verb.Bad("not available: " + s.Keys.Text)
+	}
+	return fmt.Sprintf("%s: %s", s.Keys.Level, s.Keys.Text)
+}
+
+func link(s *agent.Status) any {
+	l := &s.Link
+	text := string(l.State)
+	if l.Server != "" {
+		text += " " + l.Server
+	}
+	switch l.State {
+	case agent.LinkConnected:
+		return verb.Good(text + " since " + verb.Time(l.Since))
+	case agent.LinkSpare:
+		return "none: a spare device needs none"
+	case agent.LinkUnprovisioned, agent.LinkStarting:
+		return verb.Warn(text)
+	}
+	if l.Error != "" {
+		text += ": " + l.Error
+	}
+	if !l.Retry.IsZero() {
+		text += fmt.Sprintf("; next attempt in %s", max(0, time.Until(l.Retry)).Round(time.Second))
+	}
+	return verb.Warn(text)
+}
+
+func clock(s *agent.Status) any {
+	text := verb.Time(s.Clock.Now) + ", " + s.Clock.Text
+	if !s.Clock.Trusted {
+		return verb.Warn(text)
+	}
+	return text
+}
+
+func credentials(s *agent.Status) any {
+	c := &s.Credentials
+	text := fmt.Sprintf("%d, %d usable", c.Total, c.Usable)
+	if c.Pending > 0 {
+		text += fmt.Sprintf(", %d asked for", c.Pending)
+	}
+	if c.Unreported > 0 {
+		text += fmt.Sprintf(", %d not yet reported to the server", c.Unreported)
+	}
+	if c.NextID != "" {
+		text += fmt.Sprintf("; %s expires first, %s", c.NextID, verb.Time(c.NextExpiry))
+	}
+	if c.Usable < c.Total {
+		return verb.Warn(text)
+	}
+	return text
+}
+
+func relayLine(r *agent.RelayStatus) any {
+	text := fmt.Sprintf("%s at %s", r.Service, r.Listen)
+	switch {
+	case !r.Listening:
+		return verb.Bad(text + ": not listening: " + r.Error)
+	case r.Credential == "":
+		return verb.Warn(text + ": " + r.Error)
+	}
+	text += fmt.Sprintf(", with %s, %d open", r.Credential, r.Active)
+	if r.Error != "" {
+		text += "; last refusal: " + r.Error
+	}
+	return text
+}
+
+func keycopyLine(k *agent.KeycopyStatus) any {
+	text := "no offer stands"
+	switch {
+	case k.Offer != "none":
+		text = fmt.Sprintf("%s at %s, code good for %s", k.Offer, k.Listen, time.Duration(k.Seconds)*time.Second)
+	case k.Locked > 0:
+		return verb.Bad(fmt.Sprintf("locked for %s after wrong operator codes", time.Duration(k.Locked)*time.Second))
+	}
+	if k.Last != "" {
+		text += fmt.Sprintf("; %s: %s", verb.Time(k.LastAt), k.Last)
+	}
+	return text
+}

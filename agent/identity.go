@@ -1,0 +1,78 @@
+package agent
+
+import (
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/kagimori/kagimori/agent/store"
+	"github.com/kagimori/kagimori/transport"
+)
+
+// The identity of the hardware: a key that hsm made at first start and that
+// never leaves it. Its name is the device id; its certificate says which
+// terminal it is in its deployment (DESIGN D7).
+
+// deviceOf names a device by its identity key.
+func deviceOf(key crypto.Signer) (transport.DeviceID, error) {
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return transport.DeviceID{}, fmt.Errorf("device id: %w", err)
+	}
+	return transport.NewDeviceID(spki), nil
+}
+
+// keepIdentity stores an identity certificate. The terminal must still be the
+// one that asked for it: a new bundle may have come in meanwhile.
+func (v *vault) keepIdentity(bundle transport.ID, chain [][]byte) error {
+	return v.update(func(tx *store.Tx) error {
+		var self terminalRecord
+		defer self.CommonKey.Wipe()
+		found, err := tx.Get(bucketTerminal, keySelf, &self)
+		if err != nil {
+			return err
+		}
+		if !found || self.newest() != bundle {
+			return errors.New("another bundle was taken in meanwhile")
+		}
+		return tx.Put(bucketIdentity, keyChain, &identityRecord{Chain: chain})
+	})
+}
+
+// newest is the id of the bundle that counts.
+func (t *terminalRecord) newest() (id transport.ID) {
+	if t != nil && len(t.Bundles) > 0 {
+		id = t.Bundles[len(t.Bundles)-1]
+	}
+	return id
+}
+
+// IdentityStatus is what status says about the identity certificate.
+type IdentityStatus struct {
+	NotBefore time.Time `json:"not_before"`
+	Expires   time.Time `json:"expires"`
+	Serial    string    `json:"serial"`
+	Text      string    `json:"text"`
+}
+
+// identityStatus describes a chain; nil when there is none.
+func identityStatus(der [][]byte, clock *Clock) *IdentityStatus {
+	chain, err := transport.ParseChain(der)
+	if err != nil {
+		return nil
+	}
+	leaf := chain[0]
+	s := &IdentityStatus{NotBefore: leaf.NotBefore.UTC(), Expires: leaf.NotAfter.UTC(), Serial: fmt.Sprintf("%x", leaf.SerialNumber)}
+	left := leaf.NotAfter.Sub(clock.Judge(chain))
+	switch life := leaf.NotAfter.Sub(leaf.NotBefore); {
+	case left <= 0:
+		s.Text = "expired: have an administrator enroll this terminal anew"
+	case left < life/3:
+		s.Text = "to be renewed: have an administrator enroll this terminal anew before it expires"
+	default:
+		s.Text = "valid"
+	}
+	return s
+}

@@ -1,0 +1,211 @@
+package agent
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+
+	"github.com/kagimori/kagimori/agent/keycopy"
+	"github.com/kagimori/kagimori/agent/store"
+	"github.com/kagimori/kagimori/transport"
+	"github.com/kagimori/kagimori/transport/control"
+	"github.com/kagimori/kagimori/transport/tcp"
+)
+
+// The new terminal's end (req: C1, C2, C5, C8): the operator code was typed
+// here, the credentials are checked and installed in one transaction, and
+// reported to the server when there is one.
+
+// fetch copies credentials from the terminal at address. typed is the operator
+// code as somebody typed it; it is wiped. Hanging up (ctx) stops it as long as
+// the codes have not been matched; after that it is seen through.
+func (a *Agent) fetch(ctx context.Context, address string, typed transport.Sensitive, selected []transport.Name, report func(KeycopyEvent)) (*KeycopyEvent, error) {
+	defer typed.Wipe()
+	p, err := a.party()
+	if err != nil {
+		return nil, err
+	}
+	if len(selected) > transport.MaxKeycopySelect {
+		return nil, control.Problemf(control.BadInput, "leave them out to copy all, or copy in several runs", "%d credentials selected, the limit is %d", len(selected), transport.MaxKeycopySelect)
+	}
+	if !a.copies.begin() {
+		return nil, control.Problemf(control.Conflict, "wait until it is done", "another copy to this terminal is under way")
+	}
+	defer a.copies.end()
+	code, err := keycopy.ParseOperatorCode(typed, p.clock())
+	if err != nil {
+		return nil, control.Problemf(control.BadInput, "this cost no attempt", "%w", err)
+	}
+	var granted atomic.Bool
+	target := keycopy.NewTarget(keycopy.TargetConfig{
+		End: keycopy.End{
+			Device: p.vault.device, Attempts: attempts{p.vault, roleTarget, a.clock.Steady}, Clock: p.clock, Random: rand.Reader,
+			Progress: func(ev keycopy.Event) {
+				if ev.Kind == keycopy.EventGranted {
+					granted.Store(true)
+				}
+				report(tell(ev, roleTarget))
+			},
+		},
+		Code: p.code, Select: selected, Identity: p.identity(),
+		Install: func(_ context.Context, t *keycopy.Transaction, records []transport.CredentialRecord) error {
+			return p.install(t, records, a.clock)
+		},
+	}, code)
+	defer target.Wipe()
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	defer context.AfterFunc(ctx, func() {
+		if !granted.Load() {
+			stop()
+		}
+	})()
+	conn, err := tcp.Dial(running, address, p.tcp)
+	if err != nil {
+		return nil, fetchFailed(address, nil, err)
+	}
+	t, err := keycopy.Fetch(running, conn, target)
+	if err != nil && !errors.Is(err, keycopy.ErrNotClosed) {
+		return nil, fetchFailed(address, t, err)
+	}
+	return a.fetched(p, t, err), nil
+}
+
+func (c *copies) begin() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	began := !c.fetching
+	c.fetching = true
+	return began
+}
+
+func (c *copies) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fetching = false
+}
+
+// identity signs the receipt, if the certificate is shown at all.
+func (p *party) identity() crypto.Signer {
+	if p.tcp.Certificate == nil {
+		return nil
+	}
+	return p.vault.identity
+}
+
+// fetched says what has come, and what to do next.
+func (a *Agent) fetched(p *party, t *keycopy.Transaction, notClosed error) *KeycopyEvent {
+	ev := tell(keycopy.Event{Kind: keycopy.EventClosed, Transaction: t}, roleTarget)
+	who := peerText(t.Name, &t.Peer, t.Remote)
+	ev.Text = fmt.Sprintf("done: %s here; %s still holds %s, and may be unplugged now", count(len(ev.Keys), "key"), who, them(len(ev.Keys)))
+	if notClosed != nil {
+		ev.Step, ev.Text = string(keycopy.EventInstalled), fmt.Sprintf("%s here; %s did not confirm that it knows: leave it on and look at its status", count(len(ev.Keys), "key"), who)
+	}
+	ev.Next = "add a [[relay]] for the service to the configuration, so that local programs can use the key"
+	for _, r := range a.relays {
+		s := r.relay.Status()
+		if slices.ContainsFunc(ev.Keys, func(k KeycopyKey) bool { return k.Service == s.Service }) {
+			ev.Next = fmt.Sprintf("programs on this terminal reach %s through %s", s.Service, r.listen)
+			break
+		}
+	}
+	if p.self.spare() {
+		ev.Next += "; the server learns of it once this device is a named terminal (provision its terminal bundle)"
+	}
+	return &ev
+}
+
+// fetchFailed explains. t is set if the codes had matched.
+func fetchFailed(address string, t *keycopy.Transaction, err error) error {
+	next := "check that both terminals are on the same network and that the old one still waits, then try again"
+	kind := control.Unavailable
+	var fault transport.KeycopyFault
+	switch {
+	case errors.Is(err, keycopy.ErrLocked):
+		return control.Problemf(control.Refused, "see above", "%w", err)
+	case errors.As(err, &fault):
+		// The text of a fault says what to do.
+		next = "start with a new code: `kagimori keycopy offer` on the old terminal"
+		switch fault {
+		case transport.KeycopyAuthFailed:
+			kind, next = control.Refused, "compare the code with the old terminal's display; after 3 wrong ones it makes a new one necessary"
+		case transport.KeycopyNotArmed, transport.KeycopyModeRefused, transport.KeycopyCodeUnknown, transport.KeycopyVersionRefused:
+			kind = control.Refused
+		case transport.KeycopyBusy:
+			next = "wait a moment, then try again with the same code"
+		}
+	}
+	if t != nil {
+		return control.Problemf(kind, next, "the copy from %s broke off after the codes matched; nothing was installed here: %w", address, err)
+	}
+	return control.Problemf(kind, next, "copy from %s: %w", address, err)
+}
+
+// install checks the records and stores them all, or none.
+func (p *party) install(t *keycopy.Transaction, records []transport.CredentialRecord, clock *Clock) error {
+	for i := range records {
+		if err := p.check(&records[i]); err != nil {
+			return fmt.Errorf("credential %s: %w", records[i].ID, err)
+		}
+	}
+	noted := newCopyRecord(roleTarget, t)
+	noted.Taken = noted.Taken[:0]
+	return p.vault.update(func(tx *store.Tx) error {
+		for i := range records {
+			h := holdingRecord{Record: records[i], Origin: OriginCopy, Since: clock.Stamp(), Source: t.Peer, SourceName: t.Name}
+			if err := holdCopy(tx, &h); err != nil {
+				return err
+			}
+			noted.Taken = append(noted.Taken, h.Record.ID)
+		}
+		return note(tx, noted)
+	})
+}
+
+// holdCopy stores a copied credential unless the one that is here lasts as
+// long: that is the same one, or a renewed one.
+func holdCopy(tx *store.Tx, h *holdingRecord) error {
+	old, err := holding(tx, h.Record.ID)
+	defer old.wipe()
+	if err != nil || old != nil && old.Record.State == transport.CredentialActive && old.Record.Expires >= h.Record.Expires {
+		return err
+	}
+	return hold(tx, h)
+}
+
+// check refuses a record that this terminal could not use, or that is not what
+// it says: the Source has proven the codes, not that it is free of faults. The
+// validity period is left to the moment of use.
+func (p *party) check(r *transport.CredentialRecord) error {
+	for _, n := range []transport.Name{r.ID, r.Service, r.Subject} {
+		if _, err := transport.ParseName(string(n)); err != nil {
+			return err
+		}
+	}
+	if r.Kind != transport.KindCertificate || r.Usage != transport.UsageClient {
+		return fmt.Errorf("a %.20s for usage %.20s is not known here: update this terminal", r.Kind, r.Usage)
+	}
+	chain, err := transport.ParseChain(r.Chain)
+	if err != nil {
+		return err
+	}
+	id, err := transport.VerifyCredential(chain, p.roots, p.self.Deployment, r.Service, transport.LatestStart(chain))
+	if err != nil {
+		return err
+	}
+	if id != r.ID || r.Expires != chain[0].NotAfter.Unix() {
+		return errors.New("the certificate is another credential's")
+	}
+	key, err := privateKey(&r.Secret)
+	if err != nil {
+		return err
+	}
+	if err := certifies(chain[0], key.Public()); err != nil {
+		return err
+	}
+	return checkReach(r.ServerName, r.Endpoints, r.Anchors)
+}

@@ -1,0 +1,256 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+
+	"github.com/kagimori/kagimori/agent/keycopy"
+	"github.com/kagimori/kagimori/agent/store"
+	"github.com/kagimori/kagimori/transport"
+	"github.com/kagimori/kagimori/transport/control"
+	"github.com/kagimori/kagimori/transport/tcp"
+)
+
+// The old terminal's end (req: C2, C5, C9). An offer belongs to the daemon, not
+// to the program that asked for it: a lost login does not break a copy. It
+// ends when the copy is done, its time is over, or somebody disarms it.
+
+// offerEvents is how many events wait for a reader; more are dropped.
+const offerEvents = 256
+
+// An offering is one operator code in force.
+type offering struct {
+	party    *party
+	source   *keycopy.Source
+	listener net.Listener
+	chosen   KeycopyEvent // what would be copied
+	events   chan KeycopyEvent
+	done     chan struct{}   // closed when it has ended
+	outcome  keycopy.Outcome // set before done is closed
+}
+
+// runKeycopy runs the offers, one after the other, until ctx ends.
+func (a *Agent) runKeycopy(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case o := <-a.copies.armed():
+			o.run(ctx, a)
+		}
+	}
+}
+
+// run serves an offer until it has ended.
+func (o *offering) run(ctx context.Context, a *Agent) {
+	serving, stop := context.WithCancel(ctx)
+	defer stop()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		err := tcp.Serve(serving, o.listener, o.party.tcp, func(ctx context.Context, c *tcp.Conn) error {
+			return keycopy.Serve(ctx, c, o.source)
+		})
+		if err != nil {
+			a.log.Error("key copy listener failed", "err", err)
+			o.source.Disarm()
+		}
+	})
+	o.outcome = o.source.Watch(ctx)
+	stop()
+	wg.Wait()
+	a.copies.mu.Lock()
+	a.copies.offer = nil
+	a.copies.mu.Unlock()
+	a.log.Info("key copy offer ended", "reason", string(o.outcome.Reason))
+	close(o.done)
+}
+
+// arm makes an operator code and opens the door. The code is the caller's to
+// show and wipe.
+func (a *Agent) arm(ctx context.Context, selected []transport.Name) (o *offering, code []byte, err error) {
+	p, err := a.party()
+	if err != nil {
+		return nil, nil, err
+	}
+	a.copies.mu.Lock()
+	defer a.copies.mu.Unlock()
+	if a.copies.offer != nil {
+		return nil, nil, control.Problemf(control.Conflict, "use the code that was shown, or destroy it first: "+a.cfg.Program+" keycopy disarm", "an offer is in force already")
+	}
+	o = &offering{party: p, events: make(chan KeycopyEvent, offerEvents), done: make(chan struct{})}
+	if err := o.choose(selected); err != nil {
+		return nil, nil, err
+	}
+	if o.listener, err = tcp.Listen(ctx, a.cfg.Keycopy.Listen); err != nil {
+		return nil, nil, control.Problemf(control.Unavailable, "choose another address for listen in the [keycopy] section, or stop what uses it", "%w", err)
+	}
+	operator, err := keycopy.NewOperatorCode(rand.Reader, a.backdated(p.clock()))
+	if err != nil {
+		o.listener.Close()
+		return nil, nil, err
+	}
+	code = operator.Grouped()
+	o.chosen.Seconds = int(operator.Remaining(p.clock()).Seconds())
+	o.chosen.Listen = o.listener.Addr().String()
+	o.source = keycopy.NewSource(keycopy.SourceConfig{
+		End: keycopy.End{
+			Device: p.vault.device, Attempts: attempts{p.vault, roleSource, a.clock.Steady}, Clock: p.clock, Random: rand.Reader,
+			Progress: func(ev keycopy.Event) { o.progress(ev) },
+		},
+		Codes:   []keycopy.SecurityCode{p.code},
+		Records: func(context.Context) ([]transport.CredentialRecord, error) { return p.vault.records(selected) },
+		Journal: sourceJournal{p.vault},
+	}, operator)
+	select {
+	case a.copies.armed() <- o:
+		a.copies.offer = o
+		a.log.Info("key copy offered", "listen", o.chosen.Listen, "keys", len(o.chosen.Keys))
+		return o, code, nil
+	case <-ctx.Done():
+		o.source.Disarm()
+		clear(code)
+		return nil, nil, errors.Join(ctx.Err(), o.listener.Close())
+	}
+}
+
+// backdated makes codes live shorter than the protocol allows, if the
+// configuration says so.
+func (a *Agent) backdated(now keycopy.Instant) keycopy.Instant {
+	if ttl := a.cfg.Keycopy.CodeTTL; ttl > 0 && ttl < keycopy.CodeLifetime {
+		now.Wall, now.Mono = now.Wall.Add(ttl-keycopy.CodeLifetime), now.Mono+ttl-keycopy.CodeLifetime
+	}
+	return now
+}
+
+// choose finds out what would be copied, and refuses to arm for nothing.
+func (o *offering) choose(selected []transport.Name) error {
+	p := o.party
+	for _, id := range selected {
+		if _, err := transport.ParseName(string(id)); err != nil {
+			return control.Problemf(control.BadInput, "list them with `credential list`", "%w", err)
+		}
+	}
+	now := p.clock().Wall
+	err := p.vault.store.View(func(tx *store.Tx) error {
+		wait, err := locked(tx, roleSource, now)
+		if err == nil && wait > 0 {
+			err = control.Problemf(control.Refused, "find out who typed them; it unlocks by itself", "%w", &keycopy.Locked{For: wait})
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	records, err := p.vault.records(nil)
+	if err != nil {
+		return err
+	}
+	defer keycopy.WipeRecords(records)
+	offer, err := keycopy.Choose(records, selected, now)
+	if err != nil {
+		return err
+	}
+	defer offer.Wipe()
+	o.chosen = KeycopyEvent{Step: "armed", Items: len(offer.Items), Keys: keysOf(offer.Items, nil), Held: heldOf(offer.Withheld), More: int(offer.More)}
+	o.chosen.Text = "waiting for the new terminal"
+	switch {
+	case len(offer.Items) > 0:
+		return nil
+	case len(offer.Withheld) > 0:
+		w := offer.Withheld[0]
+		return control.Problemf(control.Conflict, "see all of them with `credential list`", "there is nothing to copy: %s: %s", w.ID, w.Reason)
+	}
+	return control.Problemf(control.NotFound, "have one issued to this terminal first", "there is nothing to copy: this terminal holds no credential")
+}
+
+// progress is called by the protocol; it must not block.
+func (o *offering) progress(ev keycopy.Event) {
+	select {
+	case o.events <- tell(ev, roleSource):
+	default:
+	}
+}
+
+// result says how an offer ended: an event, or a Problem.
+func (o *offering) result() (KeycopyEvent, error) {
+	t := o.outcome.Transaction
+	switch o.outcome.Reason {
+	case keycopy.EndDelivered:
+		ev := tell(keycopy.Event{Kind: keycopy.EventClosed, Transaction: t}, roleSource)
+		ev.Text = fmt.Sprintf("done: %s on %s; this terminal still holds %s, and may be unplugged", count(len(ev.Keys), "key"), peerText(t.Name, &t.Peer, t.Remote), them(len(ev.Keys)))
+		ev.Next = "the new terminal is ready; a further copy needs a new code"
+		return ev, nil
+	case keycopy.EndExpired:
+		return KeycopyEvent{}, control.Problemf(control.Unavailable, "run it again when the new terminal is at hand", "nobody came in time; the operator code is destroyed, nothing was copied")
+	case keycopy.EndKilled:
+		return KeycopyEvent{}, control.Problemf(control.Refused, "make sure that the right terminal asks, then run it again for a new code", "wrong operator codes were typed %d times; the code is destroyed, nothing was copied", keycopy.CodeAttempts)
+	case keycopy.EndDisarmed:
+		return KeycopyEvent{}, control.Problemf(control.Interrupted, "run it again for a new code", "the offer was called off; the operator code is destroyed")
+	}
+	return KeycopyEvent{}, control.Problemf(control.Unavailable, "look at the new terminal: `"+"kagimori credential list` there says whether the keys arrived; if not, run it again for a new code",
+		"the copy broke off after the codes matched; the operator code is destroyed, and this terminal still holds its keys")
+}
+
+func them(n int) string {
+	if n == 1 {
+		return "it"
+	}
+	return "them"
+}
+
+// disarm destroys the operator code in force. It says whether there was one.
+func (a *Agent) disarm() bool {
+	a.copies.mu.Lock()
+	o := a.copies.offer
+	a.copies.mu.Unlock()
+	if o == nil {
+		return false
+	}
+	o.source.Disarm()
+	<-o.done
+	return true
+}
+
+// records gives copies of this terminal's credentials, those selected or all.
+// The caller wipes them.
+func (v *vault) records(selected []transport.Name) (list []transport.CredentialRecord, err error) {
+	err = v.store.View(func(tx *store.Tx) error {
+		return tx.Each(bucketCredentials, func(key string, decode func(any) error) error {
+			if len(selected) > 0 && !slices.Contains(selected, transport.Name(key)) {
+				return nil
+			}
+			var h holdingRecord
+			if err := decode(&h); err != nil {
+				return err
+			}
+			list = append(list, h.Record)
+			return nil
+		})
+	})
+	if err != nil {
+		keycopy.WipeRecords(list)
+		return nil, fmt.Errorf("read credentials: %w", err)
+	}
+	return list, nil
+}
+
+// sourceJournal keeps what must not be forgotten (keycopy.SourceJournal).
+type sourceJournal struct{ vault *vault }
+
+var _ keycopy.SourceJournal = sourceJournal{}
+
+// Offered comes before the first key leaves.
+func (j sourceJournal) Offered(_ context.Context, t *keycopy.Transaction) error {
+	return j.vault.update(func(tx *store.Tx) error { return note(tx, newCopyRecord(roleSource, t)) })
+}
+
+// Received comes with the receipt.
+func (j sourceJournal) Received(_ context.Context, t *keycopy.Transaction) error {
+	j.vault.log.Info("keys copied", "to", t.Peer.Short(), "terminal", t.Name, "remote", t.Remote, "keys", len(t.Taken))
+	return j.vault.update(func(tx *store.Tx) error { return note(tx, newCopyRecord(roleSource, t)) })
+}

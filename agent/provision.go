@@ -1,0 +1,109 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/kagimori/kagimori/agent/store"
+	"github.com/kagimori/kagimori/hsm"
+	"github.com/kagimori/kagimori/transport"
+	"github.com/kagimori/kagimori/transport/control"
+)
+
+// Taking in a bundle (DESIGN D8, req: C1, L3). The security code becomes a key
+// inside hsm and is gone from memory afterwards; the common key is sealed.
+
+// ProvisionResult says what a bundle made of this device.
+type ProvisionResult struct {
+	Outcome    Outcome              `json:"outcome"`
+	Kind       transport.BundleKind `json:"kind"`
+	Deployment transport.Name       `json:"deployment"`
+	Terminal   transport.Name       `json:"terminal,omitempty"`
+	Service    transport.Name       `json:"service,omitempty"`
+	Group      transport.Name       `json:"group"`
+	Servers    []string             `json:"servers,omitempty"`
+	Device     transport.DeviceID   `json:"device"`
+	Next       string               `json:"next"`
+}
+
+// Provision takes in a bundle file. It either does all of it, durably, or
+// nothing. file and passphrase stay the caller's to wipe.
+func (a *Agent) Provision(ctx context.Context, file []byte, passphrase transport.Sensitive) (*ProvisionResult, error) {
+	// One at a time: the rules look at what is there, and Argon2id takes memory.
+	a.intake.Lock()
+	defer a.intake.Unlock()
+	v, err := a.open()
+	if err != nil {
+		return nil, err
+	}
+	b, err := transport.OpenBundle(file, passphrase)
+	if err != nil {
+		return nil, control.Problemf(control.BadInput, "", "%w", err)
+	}
+	defer b.Wipe()
+	return a.take(ctx, v, b)
+}
+
+// take is Provision from the opened bundle on. intake is held.
+func (a *Agent) take(ctx context.Context, v *vault, b *transport.Bundle) (*ProvisionResult, error) {
+	current, err := v.self()
+	if err != nil {
+		return nil, err
+	}
+	if current != nil {
+		defer current.CommonKey.Wipe()
+	}
+	next, outcome, err := admit(current, b, a.cfg.Program, a.cfg.Bundles)
+	if err != nil {
+		return nil, err
+	}
+	defer next.CommonKey.Wipe()
+	if outcome != OutcomeUnchanged {
+		if err := a.takeIn(ctx, v, b, next, outcome); err != nil {
+			return nil, err
+		}
+		a.log.Info("provisioned", "outcome", string(outcome), "deployment", next.Deployment, "terminal", next.Terminal, "group", next.Group, "epoch", next.Epoch)
+	}
+	return &ProvisionResult{
+		Outcome: outcome, Kind: next.Kind, Deployment: next.Deployment, Terminal: next.Terminal, Service: next.Service,
+		Group: next.Group, Servers: next.Servers, Device: v.device, Next: a.afterwards(next),
+	}, nil
+}
+
+// takeIn makes what admit decided true, in one transaction.
+func (a *Agent) takeIn(ctx context.Context, v *vault, b *transport.Bundle, next *terminalRecord, outcome Outcome) error {
+	code := hsm.NewSecret(append([]byte(nil), b.SecurityCode...))
+	defer code.Wipe()
+	b.SecurityCode.Wipe()
+	blob, err := v.module.ImportMAC(ctx, code)
+	if err != nil {
+		problem, _ := storageProblem(err)
+		return fmt.Errorf("take in the security code: %w", problem)
+	}
+	a.clock.Raise(b.IssuedAt())
+	err = v.update(func(tx *store.Tx) error {
+		if err := tx.PutBlob(blobSecurityCode, blob); err != nil {
+			return err
+		}
+		if err := tx.Put(bucketTerminal, keySelf, next); err != nil {
+			return err
+		}
+		if outcome == OutcomeReplaced {
+			// A newer bundle means another common key: enroll with that.
+			return tx.Delete(bucketIdentity, keyChain)
+		}
+		return nil
+	})
+	if err != nil {
+		return control.Problemf(control.Storage, "look into the daemon's log; nothing was changed", "keep the bundle: %w", err)
+	}
+	return nil
+}
+
+// afterwards says what happens next, or what to do.
+func (a *Agent) afterwards(t *terminalRecord) string {
+	if t.spare() {
+		return "this device has no name yet and needs no server; to take over the keys of the terminal that it replaces, run there: kagimori keycopy offer"
+	}
+	return fmt.Sprintf("the daemon now enrolls by itself at %s; watch it with: %s status", t.Servers[0], a.cfg.Program)
+}

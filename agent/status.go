@@ -1,0 +1,324 @@
+package agent
+
+import (
+	"encoding/pem"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kagimori/kagimori/agent/store"
+	"github.com/kagimori/kagimori/hsm"
+	"github.com/kagimori/kagimori/transport"
+)
+
+// Status is how a terminal is. Everything in it may be shown to anybody who may
+// talk to the daemon.
+type Status struct {
+	Program    string               `json:"program"`
+	Version    string               `json:"version"`
+	Device     *transport.DeviceID  `json:"device,omitempty"` // absent while key storage is not open
+	Kind       transport.BundleKind `json:"kind,omitempty"`   // absent before provisioning
+	Deployment transport.Name       `json:"deployment,omitempty"`
+	Terminal   transport.Name       `json:"terminal,omitempty"`
+	Service    transport.Name       `json:"service,omitempty"` // that a gate guards
+	Group      transport.Name       `json:"group,omitempty"`
+	Epoch      uint32               `json:"security_code_epoch,omitempty"`
+
+	Keys        KeysStatus        `json:"key_storage"`
+	Identity    *IdentityStatus   `json:"identity,omitempty"` // absent before enrollment
+	Link        LinkStatus        `json:"link"`
+	Clock       ClockStatus       `json:"clock"`
+	Credentials CredentialSummary `json:"credentials"`
+	Relays      []RelayStatus     `json:"relays"`
+	Keycopy     *KeycopyStatus    `json:"keycopy,omitempty"`
+}
+
+// KeysStatus is where keys at rest are, and whether they can be used.
+type KeysStatus struct {
+	Open  bool      `json:"open"`
+	Level hsm.Level `json:"level,omitempty"`
+	Text  string    `json:"text"`
+	Next  string    `json:"next,omitempty"`
+}
+
+// CredentialSummary counts credentials.
+type CredentialSummary struct {
+	Total      int       `json:"total"`
+	Usable     int       `json:"usable"`
+	Unreported int       `json:"unreported"` // holdings that the server does not know of yet
+	Pending    int       `json:"pending"`    // asked for and not here yet
+	NextExpiry time.Time `json:"next_expiry,omitzero"`
+	NextID     string    `json:"next_expiry_credential,omitempty"`
+}
+
+// KeycopyStatus is whether an offer stands, and what was copied last.
+type KeycopyStatus struct {
+	Offer   string    `json:"offer"`             // none, armed, serving
+	Listen  string    `json:"listen,omitempty"`  // while an offer stands
+	Seconds int       `json:"seconds,omitempty"` // that its code still lives
+	Locked  int       `json:"locked_seconds,omitempty"`
+	Last    string    `json:"last,omitempty"` // the last copy, in words
+	LastAt  time.Time `json:"last_at,omitzero"`
+}
+
+// Line is the status in a few words, for the service manager.
+func (s Status) Line() string {
+	if !s.Keys.Open {
+		return "waits for key storage: " + s.Keys.Text
+	}
+	line := string(s.Link.State)
+	if s.Terminal != "" {
+		line = string(s.Terminal) + ": " + line
+	}
+	return fmt.Sprintf("%s; %s, %d usable", line, count(s.Credentials.Total, "credential"), s.Credentials.Usable)
+}
+
+// Status describes the agent as it is now.
+func (a *Agent) Status() Status {
+	s := Status{Program: a.cfg.Program, Version: a.cfg.Version, Link: a.link.get(), Clock: a.clock.Status(), Relays: []RelayStatus{}}
+	for _, r := range a.relays {
+		s.Relays = append(s.Relays, r.status(a))
+	}
+	a.mu.Lock()
+	v, problem := a.vault, a.problem
+	a.mu.Unlock()
+	if v == nil {
+		s.Keys = KeysStatus{Text: problem.Message, Next: problem.Next}
+		return s
+	}
+	s.Device, s.Keys = &v.device, keysStatus(v.module.Level())
+	self, err := v.self()
+	if err == nil && self != nil {
+		self.CommonKey.Wipe()
+		s.Kind, s.Deployment, s.Terminal, s.Service = self.Kind, self.Deployment, self.Terminal, self.Service
+		s.Group, s.Epoch = self.Group, self.Epoch
+	}
+	if chain, chainErr := v.identityChain(); chainErr == nil {
+		s.Identity = identityStatus(chain, a.clock)
+	} else if err == nil {
+		err = chainErr
+	}
+	if err == nil {
+		s.Credentials, err = v.summary()
+	}
+	if a.cfg.Keycopy != nil && err == nil {
+		s.Keycopy, err = a.keycopyStatus(v)
+	}
+	if err != nil {
+		p, _ := storageProblem(err)
+		s.Keys = KeysStatus{Level: v.module.Level(), Text: p.Message, Next: p.Next}
+	}
+	return s
+}
+
+// keysStatus says what a level is worth.
+func keysStatus(level hsm.Level) KeysStatus {
+	s := KeysStatus{Open: true, Level: level}
+	switch level {
+	case hsm.LevelFile:
+		s.Text = "a secret file on this device: a copied backup is safe, a stolen device is not"
+	case hsm.LevelTPM:
+		s.Text = "the TPM of this device"
+	case hsm.LevelTPMSocket:
+		s.Text = "a TPM emulator: for tests only, never in the field"
+	default:
+		s.Text = string(level)
+	}
+	return s
+}
+
+func (v *vault) summary() (s CredentialSummary, err error) {
+	err = v.store.View(func(tx *store.Tx) error {
+		err := eachHolding(tx, func(h *holdingRecord) error {
+			s.Total++
+			if unusable(&h.Record, v.clock) != "" {
+				return nil
+			}
+			s.Usable++
+			if at := time.Unix(h.Record.Expires, 0).UTC(); s.NextExpiry.IsZero() || at.Before(s.NextExpiry) {
+				s.NextExpiry, s.NextID = at, string(h.Record.ID)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		for bucket, n := range map[string]*int{bucketClaims: &s.Unreported, bucketPending: &s.Pending} {
+			err := tx.Each(bucket, func(string, func(any) error) error {
+				*n++
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return s, err
+}
+
+func (a *Agent) keycopyStatus(v *vault) (*KeycopyStatus, error) {
+	s := &KeycopyStatus{Offer: "none"}
+	a.copies.mu.Lock()
+	o := a.copies.offer
+	a.copies.mu.Unlock()
+	if o != nil {
+		state, left := o.source.State()
+		s.Offer, s.Listen, s.Seconds = state.String(), o.chosen.Listen, int(left.Seconds())
+	}
+	err := v.store.View(func(tx *store.Tx) error {
+		wait, err := locked(tx, roleSource, a.clock.Steady())
+		if err != nil {
+			return err
+		}
+		s.Locked = int(wait.Seconds())
+		var last copyRecord
+		err = tx.Each(bucketCopies, func(_ string, decode func(any) error) error { return decode(&last) })
+		if err == nil && last.Role != "" {
+			s.Last, s.LastAt = last.String(), time.Unix(last.Time, 0).UTC()
+		}
+		return err
+	})
+	return s, err
+}
+
+func (c *copyRecord) String() string {
+	who := peerText(c.Name, &c.Peer, c.Remote)
+	switch {
+	case c.Role == roleTarget:
+		return fmt.Sprintf("%s copied from %s", count(len(c.Taken), "key"), who)
+	case len(c.Taken) > 0:
+		return fmt.Sprintf("%s copied to %s; this terminal still holds %s", count(len(c.Taken), "key"), who, them(len(c.Taken)))
+	}
+	return fmt.Sprintf("%s sent to %s, which did not confirm them", count(len(c.Items), "key"), who)
+}
+
+// CredentialInfo is one credential without its secret.
+type CredentialInfo struct {
+	ID         transport.Name            `json:"id"`
+	Kind       transport.CredentialKind  `json:"kind"`
+	Service    transport.Name            `json:"service"`
+	Subject    transport.Name            `json:"subject"`
+	Usage      transport.Usage           `json:"usage"`
+	State      transport.CredentialState `json:"state"`
+	Usable     bool                      `json:"usable"`
+	Why        string                    `json:"why,omitempty"` // it is not usable
+	Expires    time.Time                 `json:"expires"`
+	Remaining  int64                     `json:"remaining_seconds"`
+	Transfer   transport.Transfer        `json:"transfer"`
+	ChipOnly   bool                      `json:"chip_only"`
+	Origin     Origin                    `json:"origin"`
+	Since      time.Time                 `json:"since,omitzero"`
+	Source     *transport.DeviceID       `json:"source_device,omitempty"` // of a copy
+	SourceName transport.Name            `json:"source,omitempty"`
+	Reported   bool                      `json:"reported"` // the server knows that this device holds it
+	Refusal    string                    `json:"report_refused,omitempty"`
+}
+
+// CredentialDetail is one credential with what its certificate says.
+type CredentialDetail struct {
+	CredentialInfo
+	Serial      string    `json:"serial"`
+	Issuer      string    `json:"issuer"`
+	Names       []string  `json:"names"` // subject alternative names
+	NotBefore   time.Time `json:"not_before"`
+	Algorithm   string    `json:"algorithm"`
+	ServerName  string    `json:"server_name"`
+	Endpoints   []string  `json:"endpoints"`
+	Anchors     []string  `json:"anchors"` // subjects of the roots that the service is judged by
+	Certificate string    `json:"certificate"`
+}
+
+// Credentials lists what this device holds, by id.
+func (a *Agent) Credentials() (list []CredentialInfo, err error) {
+	v, err := a.open()
+	if err != nil {
+		return nil, err
+	}
+	err = v.store.View(func(tx *store.Tx) error {
+		return eachHolding(tx, func(h *holdingRecord) error {
+			info, err := v.info(tx, h)
+			list = append(list, info)
+			return err
+		})
+	})
+	return list, err
+}
+
+func (v *vault) info(tx *store.Tx, h *holdingRecord) (CredentialInfo, error) {
+	r := &h.Record
+	i := CredentialInfo{
+		ID: r.ID, Kind: r.Kind, Service: r.Service, Subject: r.Subject, Usage: r.Usage, State: r.State,
+		Why: unusable(r, v.clock), Expires: time.Unix(r.Expires, 0).UTC(), Transfer: r.Transfer, ChipOnly: r.ChipOnly,
+		Origin: h.Origin, SourceName: h.SourceName,
+	}
+	i.Usable = i.Why == ""
+	if chain, err := transport.ParseChain(r.Chain); err == nil {
+		i.Remaining = int64(max(0, i.Expires.Sub(v.clock.Judge(chain))).Seconds())
+	}
+	if h.Since != 0 {
+		i.Since = time.Unix(h.Since, 0).UTC()
+	}
+	if h.Source != (transport.DeviceID{}) {
+		i.Source = &h.Source
+	}
+	var claim claimRecord
+	open, err := tx.Get(bucketClaims, string(r.ID), &claim)
+	i.Reported, i.Refusal = !open, claim.Fault
+	return i, err
+}
+
+// credential shows one; nil if it is not here.
+func (a *Agent) credential(id transport.Name) (d *CredentialDetail, err error) {
+	v, err := a.open()
+	if err != nil {
+		return nil, err
+	}
+	err = v.store.View(func(tx *store.Tx) error {
+		h, err := holding(tx, id)
+		if err != nil || h == nil {
+			return err
+		}
+		defer h.wipe()
+		info, err := v.info(tx, h)
+		if err != nil {
+			return err
+		}
+		d, err = detail(info, &h.Record)
+		return err
+	})
+	return d, err
+}
+
+func detail(info CredentialInfo, r *transport.CredentialRecord) (*CredentialDetail, error) {
+	chain, err := transport.ParseChain(r.Chain)
+	if err != nil {
+		return nil, fmt.Errorf("credential %s: %w", r.ID, err)
+	}
+	leaf := chain[0]
+	d := &CredentialDetail{
+		CredentialInfo: info, Serial: fmt.Sprintf("%x", leaf.SerialNumber), Issuer: leaf.Issuer.String(), NotBefore: leaf.NotBefore.UTC(),
+		Algorithm: leaf.PublicKeyAlgorithm.String() + ", signed with " + leaf.SignatureAlgorithm.String(), ServerName: r.ServerName,
+		Endpoints: slices.Clone(r.Endpoints), Names: slices.Clone(leaf.DNSNames),
+	}
+	for _, u := range leaf.URIs {
+		d.Names = append(d.Names, u.String())
+	}
+	for _, ip := range leaf.IPAddresses {
+		d.Names = append(d.Names, ip.String())
+	}
+	for _, der := range r.Anchors {
+		if anchor, err := transport.ParseChain([][]byte{der}); err == nil {
+			d.Anchors = append(d.Anchors, anchor[0].Subject.String())
+		}
+	}
+	var b strings.Builder
+	for _, der := range r.Chain {
+		if err := pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
+			return nil, err
+		}
+	}
+	d.Certificate = b.String()
+	return d, nil
+}
