@@ -76,8 +76,8 @@ func (c *cpace) finish(peer, ya transport.KeycopyPoint, ada []byte, yb transport
 		return nil, err
 	}
 	defer clear(k)
-	input := lvCat([]byte(cpaceDSIISK), c.sid, k)
-	input = append(input, lvCat(ya[:], ada, yb[:], adb)...)
+	// lv_cat(DSI, sid, K) ‖ transcript_ir is one lv_cat, and so one buffer to wipe.
+	input := lvCat([]byte(cpaceDSIISK), c.sid, k, ya[:], ada, yb[:], adb)
 	defer clear(input)
 	isk := sha512.Sum512(input)
 	return isk[:], nil

@@ -62,7 +62,9 @@ func Fetch(ctx context.Context, conn Conn, t *Target) (*Transaction, error) {
 	case err == nil:
 		return r.deal, nil
 	case r.state >= targetGrant && r.state < targetReceipt:
-		linger(conn)
+		if e, ok := errors.AsType[*Error](err); ok && !e.Remote {
+			linger(conn)
+		}
 	case r.state >= targetReceipt:
 		err = fmt.Errorf("%w: %w", ErrNotClosed, err)
 	}
@@ -171,6 +173,13 @@ func sameDevice(peer transport.Name, key []byte, claimed transport.DeviceID) err
 		return fail(transport.KeycopyAuthFailed, fmt.Errorf("%s says it is another device than its certificate's", peer))
 	}
 	return nil
+}
+
+// with is t after the Target has installed the items taken.
+func (t *Transaction) with(taken []transport.Name) *Transaction {
+	after := *t
+	after.Taken = taken
+	return &after
 }
 
 func newTransaction(id transport.ID, peer transport.DeviceID, ch *transport.KeycopyChannel, at time.Time, m *transport.KeycopyManifest) *Transaction {

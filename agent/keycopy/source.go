@@ -249,8 +249,9 @@ func (s *Source) wrong(r *sourceRun) error {
 	return fail(transport.KeycopyAuthFailed, fmt.Errorf("wrong operator code, %d attempts left", left))
 }
 
-// granted notes the transaction before a key leaves.
-func (s *Source) granted(t *Transaction) {
+// note keeps the transaction as it stands now for the outcome. t is not changed
+// afterwards: others may be reading it.
+func (s *Source) note(t *Transaction) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.outcome.Transaction = t

@@ -230,7 +230,7 @@ func (r *sourceRun) prepareGrant(ctx context.Context) error {
 	if err := cfg.Journal.Offered(ctx, r.deal); err != nil {
 		return fail(transport.KeycopyStoreFailed, fmt.Errorf("record the offer: %w", err))
 	}
-	r.source.granted(r.deal)
+	r.source.note(r.deal)
 	cfg.tell(r.event(EventGranted, Event{Items: len(r.offer.Items)}))
 	return nil
 }
@@ -269,9 +269,12 @@ func (r *sourceRun) consumeReceipt(ctx context.Context, f transport.KeycopyFrame
 	if err := r.checkSignature(&m, body); err != nil {
 		return err
 	}
-	if r.deal.Taken, err = readStatus(m.Status, r.deal.Items); err != nil {
+	taken, err := readStatus(m.Status, r.deal.Items)
+	if err != nil {
 		return fail(transport.KeycopyProtocol, err)
 	}
+	r.deal = r.deal.with(taken)
+	r.source.note(r.deal)
 	cfg := &r.source.cfg
 	if err := cfg.Journal.Received(ctx, r.deal); err != nil {
 		return fail(transport.KeycopyStoreFailed, fmt.Errorf("record the receipt: %w", err))

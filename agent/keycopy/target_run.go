@@ -266,9 +266,11 @@ func (r *targetRun) install(ctx context.Context) error {
 	}
 	WipeRecords(r.records)
 	r.target.code.Wipe()
+	taken := make([]transport.Name, 0, len(r.entries))
 	for _, e := range r.entries {
-		r.deal.Taken = append(r.deal.Taken, e.ID)
+		taken = append(taken, e.ID)
 	}
+	r.deal = r.deal.with(taken)
 	r.state = targetReceipt
 	cfg.tell(r.event(EventInstalled, Event{Items: len(r.entries)}))
 	return nil
