@@ -306,6 +306,9 @@ func TestSessionEnds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if cert, err = parsed(cert); err != nil {
+			t.Fatal(err)
+		}
 		got := make(chan end, 1)
 		go func() {
 			c, err := open(t.Context(), a, f.config(t, cert), true)

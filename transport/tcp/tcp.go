@@ -39,9 +39,12 @@ type Config struct {
 // acceptPause paces Accept after an error such as too many open files.
 const acceptPause = 100 * time.Millisecond
 
+// noKeepAlive turns TCP's probes off: every wait here has a deadline.
+const noKeepAlive = -1
+
 // Listen opens a TCP port for Serve.
 func Listen(ctx context.Context, address string) (net.Listener, error) {
-	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	ln, err := (&net.ListenConfig{KeepAlive: noKeepAlive}).Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for key copies: %w; choose another address, or stop what uses it", err)
 	}
@@ -53,12 +56,14 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 // error that is transport.ErrKeycopyStranger slows the peer's address down.
 func Serve(ctx context.Context, ln net.Listener, cfg Config, handle func(context.Context, *Conn) error) error {
 	defer ln.Close()
+	var err error
 	if cfg.Certificate == nil {
-		cert, err := ephemeral()
-		if err != nil {
+		if cfg.Certificate, err = ephemeral(); err != nil {
 			return fmt.Errorf("serve key copies: %w", err)
 		}
-		cfg.Certificate = cert
+	}
+	if cfg.Certificate, err = parsed(cfg.Certificate); err != nil {
+		return fmt.Errorf("serve key copies: %w", err)
 	}
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	var wg sync.WaitGroup
@@ -107,7 +112,11 @@ func serveOne(ctx context.Context, raw net.Conn, cfg Config, handle func(context
 
 // Dial connects to a Source at host:port. The Conn breaks when ctx ends.
 func Dial(ctx context.Context, address string, cfg Config) (*Conn, error) {
-	d := net.Dialer{Timeout: transport.KeycopyConnectTimeout}
+	var err error
+	if cfg.Certificate, err = parsed(cfg.Certificate); err != nil {
+		return nil, fmt.Errorf("connect to the old terminal: %w", err)
+	}
+	d := net.Dialer{Timeout: transport.KeycopyConnectTimeout, KeepAlive: noKeepAlive}
 	raw, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the old terminal: %w; check the address, and that it shows an operator code", err)
@@ -165,11 +174,7 @@ func channel(t *tls.Conn, cfg Config, server bool) (transport.KeycopyChannel, er
 	copy(ch.Exporter[:], exporter)
 	var own, other []byte
 	if cfg.Certificate != nil {
-		leaf, err := leafOf(cfg.Certificate)
-		if err != nil {
-			return ch, err
-		}
-		own = leaf.RawSubjectPublicKeyInfo
+		own = cfg.Certificate.Leaf.RawSubjectPublicKeyInfo
 	}
 	if len(state.PeerCertificates) > 0 {
 		other = state.PeerCertificates[0].RawSubjectPublicKeyInfo

@@ -24,7 +24,10 @@ func (cfg Config) tls(server bool, peer *transport.Name) *tls.Config {
 		MinVersion:             tls.VersionTLS13,
 		CurvePreferences:       []tls.CurveID{tls.X25519MLKEM768},
 		SessionTicketsDisabled: true,
-		NextProtos:             []string{transport.KeycopyPAKE.ALPN()},
+		// Frames are whole before they are sent: small first records would only
+		// cost system calls.
+		DynamicRecordSizingDisabled: true,
+		NextProtos:                  []string{transport.KeycopyPAKE.ALPN()},
 		// A terminal's certificate is for client authentication only, which
 		// Go's own check refuses in a server: VerifyConnection does it by hand.
 		InsecureSkipVerify: true,
@@ -97,13 +100,16 @@ func ephemeral() (*tls.Certificate, error) {
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
 }
 
-func leafOf(c *tls.Certificate) (*x509.Certificate, error) {
-	if c.Leaf != nil {
-		return c.Leaf, nil
+// parsed gives a certificate its Leaf, so that no connection parses it again.
+func parsed(c *tls.Certificate) (*tls.Certificate, error) {
+	if c == nil || c.Leaf != nil {
+		return c, nil
 	}
 	leaf, err := x509.ParseCertificate(c.Certificate[0])
 	if err != nil {
 		return nil, fmt.Errorf("own certificate: %w", err)
 	}
-	return leaf, nil
+	with := *c
+	with.Leaf = leaf
+	return &with, nil
 }
