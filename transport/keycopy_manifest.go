@@ -37,6 +37,7 @@ const (
 	KeycopyInvalid  // invalidated
 	KeycopyNotHeld  // asked for by id, and not here
 	KeycopyTooLarge // over a limit of one transaction
+	KeycopyDamaged  // its record cannot be announced
 )
 
 var keycopyReasonText = map[KeycopyReason]string{
@@ -47,6 +48,7 @@ var keycopyReasonText = map[KeycopyReason]string{
 	KeycopyInvalid:       "it is invalidated; enable it first",
 	KeycopyNotHeld:       "the old terminal does not hold it",
 	KeycopyTooLarge:      "it does not fit in this copy; copy it in a further one",
+	KeycopyDamaged:       "its record is damaged; issue a new one to the new terminal",
 }
 
 func (r KeycopyReason) String() string {
@@ -83,7 +85,7 @@ func DecodeKeycopyManifest(data []byte) (*KeycopyManifest, error) {
 	seen := make(map[Name]bool, len(m.Items))
 	total := 0
 	for _, e := range m.Items {
-		if err := e.check(); err != nil {
+		if err := e.Check(); err != nil {
 			return nil, fmt.Errorf("manifest: %w: %w", ErrMalformed, err)
 		}
 		if seen[e.ID] {
@@ -103,7 +105,9 @@ func DecodeKeycopyManifest(data []byte) (*KeycopyManifest, error) {
 	return &m, nil
 }
 
-func (e *KeycopyEntry) check() error {
+// Check refuses an entry that no manifest may have: a length over its limit, or
+// a name that is none.
+func (e *KeycopyEntry) Check() error {
 	if e.Length == 0 || e.Length > MaxKeycopyRecord {
 		return fmt.Errorf("%s has %d bytes, the limit is %d", e.ID, e.Length, MaxKeycopyRecord)
 	}

@@ -78,7 +78,6 @@ func bare(b *testing.B, signatures, certificates int, key *ecdsa.PrivateKey) {
 // suite in the same run, in turns: the metric "ratio" compares the median
 // processor time of both (goal for one key: 1.5), "best-ratio" the tenth
 // percentile, which other programs disturb less. Disk and TPM are not in it.
-// req: C8
 func BenchmarkCopy(b *testing.B) {
 	ca := newFleetCA(b)
 	for _, ids := range []bool{false, true} {

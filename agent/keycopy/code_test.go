@@ -61,10 +61,7 @@ func TestOperatorCodeDigitsAreUniform(t *testing.T) {
 func TestParseOperatorCode(t *testing.T) {
 	digits := []byte("12345678")
 	good := string(append(digits, '0'+damm(digits)))
-	full := ""
-	for _, d := range good {
-		full += string(d - '0' + '０')
-	}
+	full := strings.Map(func(d rune) rune { return d - '0' + '０' }, good)
 	for _, s := range []string{good, good[:3] + " " + good[3:6] + "-" + good[6:], full, full[:9] + "　" + full[9:], full[:9] + "ー" + full[9:18] + "－" + full[18:],
 		" " + good + "\r\n"} {
 		c, err := ParseOperatorCode([]byte(s), moment(0, 0))

@@ -133,7 +133,9 @@ func TestSelectedKeysOnly(t *testing.T) {
 
 // What may not be copied stays, and both ends' people are told why.
 func TestWithheldKeys(t *testing.T) {
-	r := newRig(t, 7)
+	r := newRig(t, 9)
+	r.records[7].Subject = "Not A Name"
+	r.records[8].ID, r.records[8].State = "Nor This", transport.CredentialInvalid
 	r.records[1].Transfer = transport.TransferMove
 	r.records[2].Transfer = transport.TransferNever
 	r.records[3].ChipOnly = true
@@ -146,10 +148,10 @@ func TestWithheldKeys(t *testing.T) {
 	r.wantInstalled(t, r.records[:1])
 	want := []transport.KeycopyWithheld{{ID: "cr-0001", Reason: transport.KeycopyMoveOnly}, {ID: "cr-0002", Reason: transport.KeycopyNeverTransfer},
 		{ID: "cr-0003", Reason: transport.KeycopyChipOnly}, {ID: "cr-0004", Reason: transport.KeycopyInvalid}, {ID: "cr-0005", Reason: transport.KeycopyExpired},
-		{ID: "cr-0006", Reason: transport.KeycopyNeverTransfer}}
+		{ID: "cr-0006", Reason: transport.KeycopyNeverTransfer}, {ID: "cr-0007", Reason: transport.KeycopyDamaged}}
 	for _, deal := range []*Transaction{r.sourceLedger.deals[0], r.targetLedger.deals[0]} {
-		if !slices.Equal(deal.Withheld, want) {
-			t.Errorf("withheld %v", deal.Withheld)
+		if !slices.Equal(deal.Withheld, want) || deal.More != 1 {
+			t.Errorf("withheld %v and %d more", deal.Withheld, deal.More)
 		}
 	}
 }

@@ -14,6 +14,8 @@ import (
 type Offer struct {
 	transport.KeycopyManifest
 	records []transport.Sensitive // nil once sent
+	total   int                   // bytes of records
+	listed  int                   // bytes of Items, encoded
 }
 
 // Choose decides which records a copy carries. selected names them; empty
@@ -23,7 +25,6 @@ type Offer struct {
 func Choose(records []transport.CredentialRecord, selected []transport.Name, now time.Time) (*Offer, error) {
 	o := &Offer{}
 	held := map[transport.Name]bool{}
-	total, listed := 0, 0
 	for i := range records {
 		r := &records[i]
 		if held[r.ID] {
@@ -34,30 +35,17 @@ func Choose(records []transport.CredentialRecord, selected []transport.Name, now
 		if len(selected) > 0 && !slices.Contains(selected, r.ID) {
 			continue
 		}
-		if why := withhold(r, now); why != 0 {
+		why := withhold(r, now)
+		if why == 0 {
+			var err error
+			if why, err = o.add(r); err != nil {
+				o.Wipe()
+				return nil, fmt.Errorf("encode credential %s: %w", r.ID, err)
+			}
+		}
+		if why != 0 {
 			o.withhold(r.ID, why)
-			continue
 		}
-		record, err := transport.Marshal(r)
-		if err != nil {
-			o.Wipe()
-			return nil, fmt.Errorf("encode credential %s: %w", r.ID, err)
-		}
-		entry := transport.NewKeycopyEntry(r, len(record))
-		announce, err := transport.Marshal(entry)
-		if err != nil {
-			o.Wipe()
-			return nil, fmt.Errorf("encode manifest: %w", err)
-		}
-		if len(record) > transport.MaxKeycopyRecord || total+len(record) > transport.MaxKeycopyTotal ||
-			len(o.Items) == transport.MaxKeycopyItems || listed+len(announce) > maxListed {
-			clear(record)
-			o.withhold(r.ID, transport.KeycopyTooLarge)
-			continue
-		}
-		total, listed = total+len(record), listed+len(announce)
-		o.Items = append(o.Items, entry)
-		o.records = append(o.records, record)
 	}
 	for _, id := range selected {
 		if !held[id] {
@@ -65,6 +53,35 @@ func Choose(records []transport.CredentialRecord, selected []transport.Name, now
 		}
 	}
 	return o, nil
+}
+
+// add takes r into the offer, or says why it cannot be in this one.
+func (o *Offer) add(r *transport.CredentialRecord) (transport.KeycopyReason, error) {
+	record, err := transport.Marshal(r)
+	if err != nil {
+		return 0, err
+	}
+	entry := transport.NewKeycopyEntry(r, len(record))
+	announced, err := transport.Marshal(entry)
+	if err != nil {
+		clear(record)
+		return 0, err
+	}
+	var why transport.KeycopyReason
+	switch {
+	case len(record) > transport.MaxKeycopyRecord || o.total+len(record) > transport.MaxKeycopyTotal ||
+		len(o.Items) == transport.MaxKeycopyItems || o.listed+len(announced) > maxListed:
+		why = transport.KeycopyTooLarge
+	case entry.Check() != nil:
+		why = transport.KeycopyDamaged
+	}
+	if why != 0 {
+		clear(record)
+		return why, nil
+	}
+	o.total, o.listed = o.total+len(record), o.listed+len(announced)
+	o.Items, o.records = append(o.Items, entry), append(o.records, record)
+	return 0, nil
 }
 
 // maxListed leaves room in GRANT for the longest list of withheld credentials
@@ -89,7 +106,8 @@ func withhold(r *transport.CredentialRecord, now time.Time) transport.KeycopyRea
 }
 
 func (o *Offer) withhold(id transport.Name, why transport.KeycopyReason) {
-	if len(o.Withheld) == transport.MaxKeycopyWithheld {
+	_, err := transport.ParseName(string(id))
+	if err != nil || len(o.Withheld) == transport.MaxKeycopyWithheld {
 		o.More++
 		return
 	}

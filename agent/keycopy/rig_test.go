@@ -180,7 +180,7 @@ func someRecords(n int) []transport.CredentialRecord {
 		records[i] = transport.CredentialRecord{ID: transport.Name(fmt.Sprintf("cr-%04d", i)), Kind: transport.KindCertificate, Service: "maps", Subject: "nav-001",
 			Usage: transport.UsageClient, ServerName: "maps.test", Endpoints: []string{"maps.test:8443"}, Anchors: [][]byte{bytes.Repeat([]byte{1}, 300)},
 			Chain:   [][]byte{bytes.Repeat([]byte{2}, 300)},
-			Secret:  transport.CredentialSecret{Form: transport.SecretPKCS8, Bytes: []byte(fmt.Sprintf("the private key of credential number %06d, one hundred and more bytes long as PKCS#8 of P-256 is, and so on", i))},
+			Secret:  transport.CredentialSecret{Form: transport.SecretPKCS8, Bytes: fmt.Appendf(nil, "the private key of credential number %06d, one hundred and more bytes long as PKCS#8 of P-256 is, and so on", i)},
 			Expires: 1_900_000_000, State: transport.CredentialActive, Transfer: transport.TransferCopy}
 	}
 	return records
