@@ -27,6 +27,12 @@ func (id ID) String() string { return hex.EncodeToString(id[:]) }
 // MarshalText gives the hexadecimal form to JSON and logs.
 func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
 
+// UnmarshalText reads the hexadecimal form.
+func (id *ID) UnmarshalText(b []byte) (err error) {
+	*id, err = ParseID(string(b))
+	return err
+}
+
 // ParseID reads 32 hexadecimal digits.
 func ParseID(s string) (id ID, err error) {
 	b, err := hex.DecodeString(s)

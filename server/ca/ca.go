@@ -220,6 +220,9 @@ func newSerial(random io.Reader) (*big.Int, error) {
 // isHost says whether name is one of the management server's.
 func (c *CA) isHost(name string) bool { return slices.ContainsFunc(c.cfg.Hosts, sameHost(name)) }
 
+// SameHost says whether two DNS names or addresses are the same.
+func SameHost(a, b string) bool { return sameHost(a)(b) }
+
 func sameHost(name string) func(string) bool {
 	ip := net.ParseIP(name)
 	return func(other string) bool {

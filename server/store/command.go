@@ -82,3 +82,9 @@ func (t *Tx) Settle(id transport.ID, state transport.CommandState, detail string
 func (t *Tx) Pending(terminal transport.Name) ([]Command, error) {
 	return all(t, scanCommand, `SELECT `+commandColumns+` FROM commands WHERE terminal = ? AND state = 'pending' ORDER BY seq`, terminal)
 }
+
+// OrderedOf names the terminal that is told to do something with a credential.
+func (t *Tx) OrderedOf(credential transport.Name) (terminal transport.Name, err error) {
+	err = t.row(`SELECT terminal FROM commands WHERE credential = ? AND state = 'pending' ORDER BY seq LIMIT 1`, []any{credential}, &terminal)
+	return terminal, err
+}

@@ -62,8 +62,11 @@ func (s *Store) setColumnKey(key *hsm.Secret) error {
 	if err != nil {
 		return err
 	}
-	s.column, err = cipher.NewGCM(block)
-	return err
+	if s.column, err = cipher.NewGCM(block); err != nil {
+		return err
+	}
+	s.decoy = s.seal("terminals", "common_key", "", hsm.RandomSecret(columnKeySize))
+	return nil
 }
 
 func associated(table, column, row string) []byte {

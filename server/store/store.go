@@ -44,6 +44,7 @@ type Store struct {
 	writer *sql.Conn // owned by whoever holds lead
 	reads  *sql.DB
 	column cipher.AEAD
+	decoy  []byte // a sealed key that no terminal has
 
 	prepared map[string]*sql.Stmt // on writer; owned by whoever holds lead
 	lead     chan struct{}        // holds one token while a batch is written
@@ -166,8 +167,16 @@ func (s *Store) Close() error {
 	}
 	s.lead <- struct{}{} // never given back: nothing is written from here on
 	var errs []error
+	for _, st := range s.readPrepared {
+		errs = append(errs, st.Close())
+	}
 	if s.reads != nil {
 		errs = append(errs, s.reads.Close())
+	}
+	// Open statements would keep the last connection from folding the log into
+	// the database.
+	for _, st := range s.prepared {
+		errs = append(errs, st.Close())
 	}
 	if s.writer != nil {
 		errs = append(errs, s.writer.Close())

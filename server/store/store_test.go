@@ -103,6 +103,9 @@ func TestReopenFindsWhatWasWritten(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := os.Stat(filepath.Join(dir, fileName+"-wal")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the log is not folded in: %v", err)
+	}
 	s, err = Open(t.Context(), dir, module, quiet())
 	if err != nil {
 		t.Fatal(err)

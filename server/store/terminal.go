@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -75,14 +76,21 @@ func (t *Tx) EnrolledAs(device transport.DeviceID) (Terminal, error) {
 }
 
 // CommonKey opens a terminal's common key; ErrNotFound when there is none or
-// the terminal is removed. Wipe it after use.
+// the terminal is removed, after the same work: who is not enrolled learns
+// nothing from how long it takes. Wipe the key after use.
 func (t *Tx) CommonKey(name transport.Name) (*hsm.Secret, error) {
 	var sealed []byte
-	if err := t.row(`SELECT common_key FROM terminals WHERE name = ?`, []any{name}, &sealed); err != nil {
-		return nil, err
+	err := t.row(`SELECT common_key FROM terminals WHERE name = ?`, []any{name}, &sealed)
+	if err == nil && sealed == nil {
+		err = ErrNotFound
 	}
-	if sealed == nil {
-		return nil, ErrNotFound
+	if errors.Is(err, ErrNotFound) {
+		if key, err := t.store.open("terminals", "common_key", "", t.store.decoy); err == nil {
+			key.Wipe()
+		}
+	}
+	if err != nil {
+		return nil, err
 	}
 	return t.store.open("terminals", "common_key", string(name), sealed)
 }

@@ -154,6 +154,7 @@ CREATE TABLE commands (
   time       INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX commands_pending ON commands (terminal, seq) WHERE state = 'pending';
+CREATE INDEX commands_credential ON commands (credential) WHERE state = 'pending';
 
 -- The list in force of each issuer.
 CREATE TABLE crls (

@@ -1,0 +1,225 @@
+package server
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/kagimori/kagimori/server/ca"
+	"github.com/kagimori/kagimori/server/store"
+	"github.com/kagimori/kagimori/transport"
+)
+
+// What is done to a credential, as its management record says (req: L1). The
+// origins of a holding, copy and move, are operations too.
+const (
+	operationIssue  = "issue"
+	operationRevoke = "revoke"
+)
+
+// order is a command to issue with all that a certificate for it needs.
+type order struct {
+	command store.Command
+	order   transport.CredentialOrder
+	service store.Service
+	issued  store.Certificate // what was issued for it before, if command.Serial is set
+}
+
+// credentialRequest issues the certificate that a command ordered (req: L4).
+// The same key for the same command gets the same certificate, since the reply
+// may have been lost; another key is refused.
+func (s *Server) credentialRequest(ctx context.Context, ses *session, m *transport.CredentialRequest) (outcome, error) {
+	now := s.cfg.Now()
+	request, err := ca.ParseRequest(m.CSR)
+	if err != nil {
+		return refusal(transport.FaultRequest, err.Error()), nil
+	}
+	if request.Device() == ses.device {
+		return refusal(transport.FaultRequest, "a credential needs a key of its own"), nil
+	}
+	var o order
+	err = s.store.View(ctx, func(tx *store.Tx) (err error) {
+		o, err = s.orderFor(tx, ses, m.Command)
+		return err
+	})
+	if err != nil {
+		return faultOf(err)
+	}
+	if o.command.Serial == nil {
+		fresh, err := s.certify(request, o, now)
+		if errors.Is(err, ca.ErrRequest) || errors.Is(err, ca.ErrHost) {
+			return refusal(transport.FaultRequest, err.Error()), nil
+		}
+		if err != nil {
+			return outcome{}, err
+		}
+		err = s.store.Update(ctx, s.by(ses.actor()), func(tx *store.Tx) (err error) {
+			if o, err = s.orderFor(tx, ses, m.Command); err != nil || o.command.Serial != nil {
+				return err // or somebody was quicker: then that one counts
+			}
+			o.issued, err = s.putCredential(tx, ses, o, fresh, request)
+			return err
+		})
+		if err != nil {
+			return faultOf(err)
+		}
+	}
+	leaf, err := x509.ParseCertificate(o.issued.DER)
+	if err != nil {
+		return outcome{}, fmt.Errorf("read certificate %s: %w", serialText(o.issued.Serial), err)
+	}
+	if string(leaf.RawSubjectPublicKeyInfo) != string(request.SPKI) {
+		return refusal(transport.FaultRequest, "a certificate for another key was issued for this command"), nil
+	}
+	return outcome{reply: &transport.CredentialCertificate{
+		Command: m.Command, Credential: o.order.Credential, Chain: s.ca.Chain(o.issued.Issuer, o.issued.DER),
+		ServerName: o.service.DNS[0], Endpoints: o.service.Endpoints, Anchors: [][]byte{s.ca.Certificate(ca.Root).Raw},
+		Remaining: int64(leaf.NotAfter.Sub(now) / time.Second),
+	}}, nil
+}
+
+// faultOf lets a transaction end with a Fault.
+func faultOf(err error) (outcome, error) {
+	var fault *transport.Fault
+	if errors.As(err, &fault) {
+		return outcome{reply: fault}, nil
+	}
+	return outcome{}, err
+}
+
+// orderFor finds the pending order to issue, of this terminal and no other.
+func (s *Server) orderFor(tx *store.Tx, ses *session, id transport.ID) (o order, err error) {
+	if _, err := ses.stillIn(tx); err != nil {
+		return o, err
+	}
+	o.command, err = tx.Command(id)
+	if errors.Is(err, store.ErrNotFound) || err == nil && (o.command.Terminal != ses.terminal || o.command.Kind != transport.CommandIssue) {
+		return o, &transport.Fault{Code: transport.FaultRefused}
+	}
+	if err != nil {
+		return o, err
+	}
+	if o.command.State != store.CommandPending {
+		return o, &transport.Fault{Code: transport.FaultClosed}
+	}
+	if err := transport.Unmarshal(o.command.Body, &o.order, transport.MaxEnvelope); err != nil {
+		return o, fmt.Errorf("order %s: %w", id, err)
+	}
+	if o.service, err = tx.Service(o.order.Service); err != nil {
+		return o, err
+	}
+	if o.command.Serial != nil {
+		o.issued, err = tx.Certificate(o.command.Serial)
+	}
+	return o, err
+}
+
+// certify signs what was ordered: names come from the store, never from the
+// request.
+func (s *Server) certify(r *ca.Request, o order, now time.Time) (ca.Issued, error) {
+	if o.order.Usage == transport.UsageServer {
+		if o.service.Gate != o.command.Terminal {
+			return ca.Issued{}, fmt.Errorf("%w: this terminal is not the gate of %s", ca.ErrRequest, o.service.Name)
+		}
+		return s.ca.Gate(r, o.order.Service, o.service.DNS, now)
+	}
+	return s.ca.Credential(r, o.order.Service, o.order.Credential, o.order.Subject, now)
+}
+
+// putCredential records what was signed, before anybody gets it.
+func (s *Server) putCredential(tx *store.Tx, ses *session, o order, i ca.Issued, r *ca.Request) (store.Certificate, error) {
+	id := o.order.Credential
+	c := store.Certificate{Serial: i.Serial, Issuer: i.Issuer, Credential: id, Device: ses.device, DER: i.Chain[0], NotAfter: i.NotAfter}
+	if err := errors.Join(tx.AddCertificate(c), tx.CommandIssued(o.command.ID, i.Serial), tx.CredentialIssued(id, i.Serial, i.NotAfter)); err != nil {
+		return c, err
+	}
+	if _, err := tx.PutHolding(store.Holding{Credential: id, Device: ses.device, Terminal: ses.terminal, Since: tx.By().At, Origin: store.OriginIssue}); err != nil {
+		return c, err
+	}
+	return c, tx.Audit("credential.issue", string(id), fmt.Sprintf("service %s terminal %s device %s serial %s", o.order.Service, ses.terminal, ses.device, serialText(i.Serial)))
+}
+
+// credentialClaim records a holding that a terminal proves: a signature by the
+// credential's key over this connection's nonce and this very device (DESIGN
+// D7, req: L1). Every refusal is the same.
+func (s *Server) credentialClaim(ctx context.Context, ses *session, m *transport.CredentialClaim) (outcome, error) {
+	if !ses.given || m.Nonce != ses.nonce {
+		return s.claimRefused(ses, m, "the nonce is not this connection's"), nil
+	}
+	var why string
+	err := s.store.Update(ctx, s.by(ses.actor()), func(tx *store.Tx) error {
+		if _, err := ses.stillIn(tx); err != nil {
+			return err
+		}
+		c, err := tx.Credential(m.Credential)
+		if errors.Is(err, store.ErrNotFound) {
+			why = "there is no such credential"
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		leaf, refused, err := claimProven(tx, ses, m, c)
+		if why = refused; why != "" || err != nil {
+			return err
+		}
+		return putClaim(tx, ses, m, c, leaf.NotBefore)
+	})
+	if err != nil {
+		return outcome{}, err
+	}
+	if why != "" {
+		return s.claimRefused(ses, m, why), nil
+	}
+	return outcome{reply: &transport.CredentialClaimed{Credential: m.Credential}}, nil
+}
+
+func (s *Server) claimRefused(ses *session, m *transport.CredentialClaim, why string) outcome {
+	s.log.Warn("claim refused", "terminal", ses.terminal, "credential", loggable(m.Credential), "err", why)
+	return refusal(transport.FaultRefused, "")
+}
+
+// claimProven says why a claim is refused, or nothing, and then whose
+// certificate it is.
+func claimProven(tx *store.Tx, ses *session, m *transport.CredentialClaim, c store.Credential) (leaf *x509.Certificate, why string, err error) {
+	if c.State != store.CredentialActive || c.Serial == nil {
+		return nil, "the credential is " + string(c.State), nil
+	}
+	certificate, err := tx.Certificate(c.Serial)
+	if err != nil {
+		return nil, "", err
+	}
+	if leaf, err = x509.ParseCertificate(certificate.DER); err != nil {
+		return nil, "", fmt.Errorf("read certificate %s: %w", serialText(c.Serial), err)
+	}
+	public, ok := leaf.PublicKey.(*ecdsa.PublicKey)
+	digest := transport.ClaimDigest(m.Nonce, ses.device, c.ID)
+	if !ok || !ecdsa.VerifyASN1(public, digest[:], m.Signature) {
+		return nil, "the signature is not by the credential's key over this nonce and device", nil
+	}
+	if c.Transfer == transport.TransferNever && certificate.Device != ses.device {
+		return nil, "this credential must never travel, and here it is on another device", nil
+	}
+	return leaf, "", nil
+}
+
+// putClaim records the holding. The terminal knows best since when it has it,
+// unless its clock is ahead or says a time before the certificate was made.
+func putClaim(tx *store.Tx, ses *session, m *transport.CredentialClaim, c store.Credential, earliest time.Time) error {
+	h := store.Holding{Credential: c.ID, Device: ses.device, Terminal: ses.terminal, Since: tx.By().At, Origin: store.OriginCopy, Source: m.Source}
+	if c.Transfer == transport.TransferMove {
+		h.Origin = store.OriginMove
+	}
+	if at := time.Unix(m.Time, 0); at.After(earliest) && at.Before(h.Since) {
+		h.Since = at
+	}
+	changed, err := tx.PutHolding(h)
+	if err != nil || !changed {
+		return err
+	}
+	return errors.Join(tx.SetCredential(c.ID, c.State, string(h.Origin)),
+		tx.Audit("credential."+string(h.Origin), string(c.ID), fmt.Sprintf("to terminal %s device %s from device %s", ses.terminal, ses.device, m.Source)))
+}

@@ -1,0 +1,91 @@
+package server
+
+import (
+	"context"
+	"errors"
+
+	"github.com/kagimori/kagimori/server/store"
+	"github.com/kagimori/kagimori/transport"
+	"github.com/kagimori/kagimori/transport/control"
+)
+
+// credentialInfo reads a management record; former holders only if asked.
+func (s *Server) credentialInfo(tx *store.Tx, id transport.Name, former bool) (CredentialInfo, error) {
+	c, err := tx.Credential(id)
+	if err != nil {
+		return CredentialInfo{}, err
+	}
+	return s.withHolders(tx, c, former)
+}
+
+func (s *Server) withHolders(tx *store.Tx, c store.Credential, former bool) (CredentialInfo, error) {
+	i := CredentialInfo{ID: c.ID, Kind: c.Kind, Service: c.Service, Subject: c.Subject, Usage: c.Usage, Transfer: c.Transfer, ChipOnly: c.ChipOnly,
+		Serial: serialText(c.Serial), Holders: []HolderInfo{}, Expires: c.Expires, State: c.State, Operation: c.Operation, Operated: c.Operated}
+	list, err := tx.Holdings(c.ID)
+	if err != nil {
+		return i, err
+	}
+	for _, h := range list {
+		if !h.Active && !former {
+			continue
+		}
+		holder := HolderInfo{Terminal: h.Terminal, Device: h.Device, Since: h.Since, Origin: h.Origin, Active: h.Active}
+		if h.Source != (transport.DeviceID{}) {
+			holder.Source = &h.Source
+		}
+		i.Holders = append(i.Holders, holder)
+		i.InForce = i.InForce || h.Active
+	}
+	i.InForce = i.InForce && c.State == store.CredentialActive && s.cfg.Now().Before(c.Expires)
+	i.Ordered, err = tx.OrderedOf(c.ID)
+	if errors.Is(err, store.ErrNotFound) {
+		err = nil
+	}
+	return i, err
+}
+
+func (s *Server) credentialList(ctx context.Context, call *control.Call) error {
+	var in ListParams
+	if err := call.Params(&in); err != nil {
+		return err
+	}
+	out := CredentialPage{Credentials: []CredentialInfo{}}
+	err := s.store.View(ctx, func(tx *store.Tx) error {
+		list, next, err := tx.Credentials(in.query())
+		if err != nil {
+			return err
+		}
+		for _, c := range list {
+			i, err := s.withHolders(tx, c, false)
+			if err != nil {
+				return err
+			}
+			out.Credentials = append(out.Credentials, i)
+		}
+		out.Next = next
+		return nil
+	})
+	if err != nil {
+		return problem(err)
+	}
+	return call.Reply(out)
+}
+
+func (s *Server) credentialShow(ctx context.Context, call *control.Call) error {
+	var in NameParams
+	if err := call.Params(&in); err != nil {
+		return err
+	}
+	var out CredentialInfo
+	err := s.store.View(ctx, func(tx *store.Tx) (err error) {
+		out, err = s.credentialInfo(tx, transport.Name(in.Name), true)
+		return err
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return control.Problemf(control.NotFound, "see: kagimori-server credential list", "there is no credential %q", in.Name)
+	}
+	if err != nil {
+		return problem(err)
+	}
+	return call.Reply(out)
+}

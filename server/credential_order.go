@@ -1,0 +1,223 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/kagimori/kagimori/server/store"
+	"github.com/kagimori/kagimori/transport"
+	"github.com/kagimori/kagimori/transport/control"
+)
+
+// CredentialIssueParams order a credential for a terminal.
+type CredentialIssueParams struct {
+	Terminal string `json:"terminal"`
+	Service  string `json:"service"`
+	Subject  string `json:"subject,omitempty"`  // default: the terminal's name
+	Transfer string `json:"transfer,omitempty"` // copy (default), move or never
+	ChipOnly bool   `json:"chip_only,omitempty"`
+	Wait     bool   `json:"wait,omitempty"` // follow the order to its end
+}
+
+// OrderProgress is how an order stands. State is "pending" first; with Wait a
+// last one follows: "done", "refused", "unknown" or "withdrawn".
+type OrderProgress struct {
+	Credential transport.Name `json:"credential"`
+	Command    transport.ID   `json:"command"`
+	Terminal   transport.Name `json:"terminal"`
+	Service    transport.Name `json:"service"`
+	State      string         `json:"state"`
+	Detail     string         `json:"detail,omitempty"`
+	Connected  bool           `json:"connected"` // the terminal is there now
+}
+
+// CredentialInfo is a management record (req: L1).
+type CredentialInfo struct {
+	ID        transport.Name           `json:"id"`
+	Kind      transport.CredentialKind `json:"kind"`
+	Service   transport.Name           `json:"service"` // the destination
+	Subject   transport.Name           `json:"subject"`
+	Usage     transport.Usage          `json:"usage"`
+	Transfer  transport.Transfer       `json:"transfer"`
+	ChipOnly  bool                     `json:"chip_only"`
+	Serial    string                   `json:"serial,omitempty"`
+	Holders   []HolderInfo             `json:"holders"`
+	Ordered   transport.Name           `json:"ordered,omitempty"` // the terminal that is told to get it
+	Expires   time.Time                `json:"expires,omitzero"`
+	State     store.CredentialState    `json:"state"`
+	InForce   bool                     `json:"in_force"` // active, not expired, and somebody has it
+	Operation string                   `json:"operation"`
+	Operated  time.Time                `json:"operated"`
+}
+
+// HolderInfo says who has a credential, or had it.
+type HolderInfo struct {
+	Terminal transport.Name      `json:"terminal"`
+	Device   transport.DeviceID  `json:"device"`
+	Since    time.Time           `json:"since"`
+	Origin   store.Origin        `json:"origin"`
+	Source   *transport.DeviceID `json:"source,omitempty"` // the device that it was copied from
+	Active   bool                `json:"active"`
+}
+
+// CredentialPage is one page; Next continues the list, empty at its end.
+type CredentialPage struct {
+	Credentials []CredentialInfo `json:"credentials"`
+	Next        string           `json:"next,omitempty"`
+}
+
+const (
+	credentialPrefix = "cr-"
+	credentialRandom = 10 // characters of 5 bits each
+	base32Lower      = "abcdefghijklmnopqrstuvwxyz234567"
+)
+
+// newCredentialID draws an id that nobody guesses: 50 bits, checked for
+// uniqueness by the store.
+func (s *Server) newCredentialID() transport.Name {
+	b := make([]byte, credentialRandom)
+	if _, err := io.ReadFull(s.cfg.Random, b); err != nil {
+		panic(fmt.Errorf("draw a credential id: %w", err)) // the system's source never fails
+	}
+	id := []byte(credentialPrefix)
+	for _, v := range b {
+		id = append(id, base32Lower[v%32])
+	}
+	return transport.Name(id)
+}
+
+// order adds a credential and the command that tells a terminal to get it.
+func (s *Server) order(tx *store.Tx, terminal transport.Name, o transport.CredentialOrder) (id transport.ID, err error) {
+	body, err := transport.Marshal(o)
+	if err != nil {
+		return id, err
+	}
+	id = transport.NewID(s.cfg.Random)
+	return id, errors.Join(
+		tx.AddCredential(store.Credential{ID: o.Credential, Kind: transport.KindCertificate, Service: o.Service, Subject: o.Subject,
+			Usage: o.Usage, Transfer: o.Transfer, ChipOnly: o.ChipOnly, Operation: operationIssue}),
+		tx.AddCommand(store.Command{ID: id, Terminal: terminal, Kind: transport.CommandIssue, Credential: o.Credential, Body: body}),
+		tx.Audit("credential.order", string(o.Credential), fmt.Sprintf("service %s subject %s terminal %s", o.Service, o.Subject, terminal)))
+}
+
+// credentialIssue orders a credential from the administrator's side (req: L7).
+func (s *Server) credentialIssue(ctx context.Context, call *control.Call) error {
+	var in CredentialIssueParams
+	if err := call.Params(&in); err != nil {
+		return err
+	}
+	o, err := s.parseOrder(in)
+	if err != nil {
+		return err
+	}
+	terminal := transport.Name(in.Terminal)
+	var id transport.ID
+	err = s.change(ctx, call, func(tx *store.Tx) (outcome, error) {
+		if err := mayIssue(tx, in, o); err != nil {
+			return outcome{}, err
+		}
+		id, err = s.order(tx, terminal, o)
+		return outcome{wake: []transport.Name{terminal}}, err
+	})
+	if err != nil {
+		return err
+	}
+	p := OrderProgress{Credential: o.Credential, Command: id, Terminal: terminal, Service: o.Service, State: string(store.CommandPending), Connected: s.connected(terminal)}
+	if !in.Wait {
+		return call.Reply(p)
+	}
+	if err := call.Continue(p); err != nil {
+		return err
+	}
+	return s.follow(ctx, call, p)
+}
+
+// follow waits for the end of an order and says how it ended.
+func (s *Server) follow(ctx context.Context, call *control.Call, p OrderProgress) error {
+	end, stop := s.settled.watch(p.Command)
+	defer stop()
+	for {
+		var c store.Command
+		err := s.store.View(ctx, func(tx *store.Tx) (err error) {
+			c, err = tx.Command(p.Command)
+			return err
+		})
+		if err != nil {
+			return problem(err)
+		}
+		if c.State != store.CommandPending {
+			p.State, p.Detail, p.Connected = string(c.State), c.Detail, s.connected(p.Terminal)
+			return call.Reply(p)
+		}
+		select {
+		case <-end:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *Server) parseOrder(in CredentialIssueParams) (o transport.CredentialOrder, err error) {
+	o = transport.CredentialOrder{Credential: s.newCredentialID(), Usage: transport.UsageClient, Transfer: transport.Transfer(in.Transfer), ChipOnly: in.ChipOnly}
+	if o.Service, err = parseName("service", in.Service); err != nil {
+		return o, err
+	}
+	subject := in.Subject
+	if subject == "" {
+		subject = in.Terminal
+	}
+	if o.Subject, err = parseName("subject", subject); err != nil {
+		return o, err
+	}
+	switch o.Transfer {
+	case "":
+		o.Transfer = transport.TransferCopy
+	case transport.TransferCopy, transport.TransferMove, transport.TransferNever:
+	default:
+		return o, control.Problemf(control.BadInput, "choose copy, move or never", "transfer %q is unknown", in.Transfer)
+	}
+	return o, nil
+}
+
+// mayIssue refuses what makes no sense: one credential per terminal and
+// service (req: L6), one in force per place at a service.
+func mayIssue(tx *store.Tx, in CredentialIssueParams, o transport.CredentialOrder) error {
+	x, err := findTerminal(tx, in.Terminal)
+	if err != nil {
+		return err
+	}
+	switch {
+	case x.State == store.TerminalRemoved:
+		return control.Problemf(control.Conflict, fmt.Sprintf("bring it back first: kagimori-server terminal reenroll %s", x.Name), "terminal %s is removed", x.Name)
+	case x.Kind != store.KindTerminal:
+		return control.Problemf(control.BadInput, "name a terminal; a gate gets what it needs by itself", "%s is a gate", x.Name)
+	}
+	if _, err := tx.Service(o.Service); errors.Is(err, store.ErrNotFound) {
+		return control.Problemf(control.NotFound, fmt.Sprintf("add it first: kagimori-server gate add %s --dns NAME", o.Service), "there is no service %q", o.Service)
+	} else if err != nil {
+		return err
+	}
+	for _, state := range []store.CredentialState{store.CredentialOrdered, store.CredentialActive} {
+		list, _, err := tx.Credentials(store.Query{Filter: map[string]string{"terminal": string(x.Name), "service": string(o.Service),
+			"usage": string(o.Usage), "state": string(state)}})
+		if err != nil {
+			return err
+		}
+		if len(list) > 0 {
+			return control.Problemf(control.Conflict, "see: kagimori-server credential show "+string(list[0].ID),
+				"terminal %s has a credential for %s already: %s (%s)", x.Name, o.Service, list[0].ID, state)
+		}
+	}
+	c, err := tx.CredentialAt(o.Service, o.Subject, o.Usage)
+	if err == nil {
+		return control.Problemf(control.Conflict, "choose another place with --subject, or see: kagimori-server credential show "+string(c.ID),
+			"%s is in use at service %s by %s (%s)", o.Subject, o.Service, c.ID, c.State)
+	}
+	if !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	return nil
+}

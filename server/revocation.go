@@ -1,0 +1,125 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/kagimori/kagimori/server/ca"
+	"github.com/kagimori/kagimori/server/store"
+	"github.com/kagimori/kagimori/transport"
+)
+
+// Every issuer has a signed list of what it has revoked. It changes in the
+// transaction that revokes, so whoever sees one sees the other.
+
+// revokeCredential revokes what is in force of a credential. It returns the
+// issuer whose list has to change, or nothing.
+func revokeCredential(tx *store.Tx, id transport.Name, reason int) (issuer string, err error) {
+	n, err := tx.RevokeCredential(id, reason)
+	if n == 0 || err != nil {
+		return "", err
+	}
+	c, err := tx.Credential(id)
+	if c.Usage == transport.UsageServer {
+		return ca.Server, err
+	}
+	return ca.Service, err
+}
+
+// relist signs the lists of issuers anew; an empty name is skipped.
+func (s *Server) relist(tx *store.Tx, issuers ...string) error {
+	for _, issuer := range issuers {
+		if issuer == "" {
+			continue
+		}
+		if err := relist(tx, s.ca, issuer); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func relist(tx *store.Tx, authority *ca.CA, issuer string) error {
+	old, err := tx.CRL(issuer)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	now := tx.By().At
+	// RFC 5280 §3.3: an entry stays for one regular list after the expiry.
+	rows, err := tx.RevokedBy(issuer, now.Add(-authority.ListLifetime()))
+	if err != nil {
+		return err
+	}
+	var revoked []ca.Revoked
+	for _, c := range rows {
+		revoked = append(revoked, ca.Revoked{Serial: c.Serial, At: c.Revoked, Reason: c.Reason})
+	}
+	list, err := authority.CRL(issuer, old.Number+1, revoked, now)
+	if err != nil {
+		return err
+	}
+	return tx.PutCRL(store.CRL{Issuer: issuer, Number: old.Number + 1, DER: list.DER, Issued: list.Issued, Next: list.Next})
+}
+
+// maintainEvery is how often the loop looks what is due, at most: short list
+// lifetimes make it quicker.
+const maintainEvery = time.Minute
+
+// maintain renews lists and this server's own certificate before they expire.
+func (s *Server) maintain(ctx context.Context) error {
+	due := time.NewTicker(min(maintainEvery, s.cfg.Lifetimes.CRL/8))
+	defer due.Stop()
+	beat := time.NewTicker(s.cfg.BeatEvery)
+	defer beat.Stop()
+	for {
+		if err := s.renewLists(ctx); err != nil && ctx.Err() == nil {
+			s.log.Error("revocation lists are not renewed", "err", err)
+		}
+		if err := s.renewOwn(ctx); err != nil && ctx.Err() == nil {
+			s.log.Error("the server's certificate is not renewed", "err", err)
+		}
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-beat.C:
+				s.cfg.Beat()
+			case <-due.C:
+				waiting = false
+			}
+		}
+	}
+}
+
+// renewLists signs every list anew that has passed half of its time, or that
+// the clock says is from the future.
+func (s *Server) renewLists(ctx context.Context) error {
+	var due []string
+	now := s.cfg.Now()
+	err := s.store.View(ctx, func(tx *store.Tx) error {
+		for _, issuer := range ca.Issuers() {
+			list, err := tx.CRL(issuer)
+			if err != nil && !errors.Is(err, store.ErrNotFound) {
+				return err
+			}
+			if list.Next.Sub(now) < s.cfg.Lifetimes.CRL/2 || list.Issued.After(now) {
+				due = append(due, issuer)
+			}
+		}
+		return nil
+	})
+	if err != nil || len(due) == 0 {
+		return err
+	}
+	if err := s.store.Update(ctx, s.by(actorServer), func(tx *store.Tx) error { return s.relist(tx, due...) }); err != nil {
+		return err
+	}
+	s.log.Info("revocation lists renewed", "issuers", due)
+	for _, issuer := range due {
+		if issuer == ca.Service {
+			s.carry(ctx, outcome{revoked: true})
+		}
+	}
+	return nil
+}

@@ -1,0 +1,292 @@
+package server
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"net"
+	"net/url"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kagimori/kagimori/hsm"
+	"github.com/kagimori/kagimori/hsm/file"
+	"github.com/kagimori/kagimori/server/broker"
+	"github.com/kagimori/kagimori/server/store"
+	"github.com/kagimori/kagimori/transport"
+	"github.com/kagimori/kagimori/transport/control"
+	"github.com/kagimori/kagimori/transport/mqtt"
+)
+
+// rig is a real server on a real directory: only its clock can be moved.
+type rig struct {
+	t       testing.TB
+	dir     string
+	s       *Server
+	admin   *control.Client
+	mqtt    string // address
+	http    string
+	cancel  context.CancelFunc
+	done    chan error
+	mu      sync.Mutex
+	forward time.Duration // guarded by mu: how far the clock is ahead
+}
+
+func openFile(_ context.Context, dir string) (hsm.Module, error) {
+	return file.Open(filepath.Join(dir, "device.secret"))
+}
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// newRig makes a deployment and runs its server until the test ends.
+func newRig(t testing.TB) *rig {
+	t.Helper()
+	r := &rig{t: t, dir: filepath.Join(t.TempDir(), "state")}
+	l, err := broker.Listen(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.mqtt = l.Addr().String()
+	_, port, _ := net.SplitHostPort(r.mqtt)
+	err = Init(t.Context(), InitConfig{Dir: r.dir, Deployment: "demo", Servers: []string{"127.0.0.1:" + port, "server.test:" + port},
+		HTTP: []string{"server.test:8880"}, Open: openFile, Actor: "tester"}, quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.start(l)
+	t.Cleanup(func() {
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+		r.checkWhole()
+	})
+	return r
+}
+
+func (r *rig) start(l net.Listener) {
+	r.t.Helper()
+	module, err := openFile(r.t.Context(), r.dir)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	st, err := store.Open(r.t.Context(), r.dir, module, quiet())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	access, err := control.NewAccess(nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.s, err = New(r.t.Context(), Config{Version: "test", Now: r.now, Access: access, Lifetimes: Lifetimes{Backdate: time.Minute}}, st, module, quiet())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	socket := filepath.Join(filepath.Dir(r.dir), "control.sock")
+	c, err := control.Listen(socket, 0o600)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	h, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.http = h.Addr().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	r.cancel, r.done = cancel, make(chan error, 1)
+	go func() {
+		err := r.s.Run(ctx, Listeners{MQTT: l, HTTP: h, Control: c})
+		r.done <- errors.Join(err, r.s.Close(), st.Close(), module.Close())
+	}()
+	if r.admin, err = control.Dial(r.t.Context(), socket); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// stop ends the server; it may be called again.
+func (r *rig) stop() error {
+	if r.cancel == nil {
+		return nil
+	}
+	r.admin.Close()
+	r.cancel()
+	r.cancel = nil
+	return <-r.done
+}
+
+// checkWhole looks at the state that the test has left: it opens, and what it
+// says of itself is true.
+func (r *rig) checkWhole() {
+	module, err := openFile(context.Background(), r.dir)
+	if err != nil {
+		r.t.Error(err)
+		return
+	}
+	defer module.Close()
+	st, err := store.Open(context.Background(), r.dir, module, quiet())
+	if err != nil {
+		r.t.Error(err)
+		return
+	}
+	defer st.Close()
+	err = st.View(context.Background(), func(tx *store.Tx) error {
+		list, _, err := tx.Credentials(store.Query{})
+		for _, c := range list {
+			holdings, e := tx.Holdings(c.ID)
+			err = errors.Join(err, e)
+			active := 0
+			for _, h := range holdings {
+				if h.Active {
+					active++
+				}
+			}
+			if active > 0 && c.State != store.CredentialActive {
+				r.t.Errorf("%s is %s and held by %d", c.ID, c.State, active)
+			}
+			if c.State == store.CredentialActive {
+				if x, e := tx.Certificate(c.Serial); e != nil || !x.Revoked.IsZero() || x.Credential != c.ID {
+					r.t.Errorf("%s is active under certificate %+v, %v", c.ID, x, e)
+				}
+			}
+		}
+		return err
+	})
+	if err != nil {
+		r.t.Error(err)
+	}
+}
+
+func (r *rig) now() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Now().Add(r.forward)
+}
+
+func (r *rig) advance(d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.forward += d
+}
+
+func (r *rig) view(fn func(*store.Tx) error) {
+	r.t.Helper()
+	if err := r.s.store.View(context.Background(), fn); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// call calls a method as the administrator.
+func (r *rig) call(method string, in, out any) {
+	r.t.Helper()
+	if err := r.admin.Call(context.Background(), Interface+"."+method, in, out); err != nil {
+		r.t.Fatalf("%s: %v", method, err)
+	}
+}
+
+// refused calls a method that must fail with a kind and a next step.
+func (r *rig) refused(method string, in any, kind control.Kind) {
+	r.t.Helper()
+	err := r.admin.Call(context.Background(), Interface+"."+method, in, nil)
+	p, ok := errors.AsType[*control.Problem](err)
+	if !ok || p.Kind != kind || p.Next == "" {
+		r.t.Errorf("%s %+v: %#v, want %s with a next step", method, in, err, kind)
+	}
+}
+
+// bundle calls a method that makes one, and opens it.
+func (r *rig) bundle(method string, in func(key string) any) (*transport.Bundle, BundleReply) {
+	r.t.Helper()
+	reader, err := control.NewReader()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var reply BundleReply
+	r.call(method, in(reader.Key()), &reply)
+	passphrase, err := reader.Open(PassphraseLabel, reply.Passphrase)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	b, err := transport.OpenBundle(reply.Bundle, passphrase)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return b, reply
+}
+
+func (r *rig) addTerminal(name string) *transport.Bundle {
+	r.t.Helper()
+	b, _ := r.bundle("TerminalAdd", func(key string) any { return TerminalAddParams{Name: name, ReplyKey: key} })
+	return b
+}
+
+func (r *rig) addGate(service string) *transport.Bundle {
+	r.t.Helper()
+	b, _ := r.bundle("GateAdd", func(key string) any {
+		return GateAddParams{Service: service, DNS: []string{service + ".test"}, ReplyKey: key}
+	})
+	return b
+}
+
+func (r *rig) reenroll(name string) (*transport.Bundle, BundleReply) {
+	r.t.Helper()
+	return r.bundle("TerminalReenroll", func(key string) any { return TerminalReenrollParams{Name: name, ReplyKey: key} })
+}
+
+// box is a device: it has an identity key.
+type box struct {
+	t   testing.TB
+	key *ecdsa.PrivateKey
+}
+
+func newKey(t testing.TB) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func newBox(t testing.TB) *box { return &box{t, newKey(t)} }
+
+func (b *box) id() transport.DeviceID {
+	spki, err := x509.MarshalPKIXPublicKey(b.key.Public())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return transport.NewDeviceID(spki)
+}
+
+func csr(t testing.TB, key *ecdsa.PrivateKey, uri transport.URI, dns ...string) []byte {
+	t.Helper()
+	template := &x509.CertificateRequest{DNSNames: dns}
+	if uri.Deployment != "" {
+		template.URIs = []*url.URL{uri.URL()}
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+// tlsConfig is a client's, with its identity if it has one.
+func (r *rig) tlsConfig(key *ecdsa.PrivateKey, chain [][]byte) *tls.Config {
+	cfg := &tls.Config{RootCAs: r.s.ca.Roots(), ServerName: "127.0.0.1", MinVersion: tls.VersionTLS13}
+	if chain != nil {
+		cfg.Certificates = []tls.Certificate{{Certificate: chain, PrivateKey: key}}
+	}
+	return cfg
+}
+
+// dial connects over the real wire.
+func (r *rig) dial(clientID string, key *ecdsa.PrivateKey, chain [][]byte) (*mqtt.Conn, error) {
+	up, down := transport.Topics(clientID)
+	return mqtt.Dial(r.t.Context(), mqtt.Config{Address: r.mqtt, TLS: r.tlsConfig(key, chain), ClientID: clientID, Up: up, Down: down})
+}
