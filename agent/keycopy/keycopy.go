@@ -20,6 +20,8 @@ import (
 	"io"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/transport"
 )
@@ -40,12 +42,17 @@ func (i Instant) Since(t Instant) time.Duration {
 // A Clock tells the present time.
 type Clock func() Instant
 
-// NewClock reads the system's clocks.
+// NewClock reads the system's clocks. Mono is Linux's CLOCK_BOOTTIME: unlike
+// Go's monotonic clock it goes on while the terminal is suspended.
 func NewClock() Clock {
 	start := time.Now()
 	return func() Instant {
 		now := time.Now()
-		return Instant{Wall: now, Mono: now.Sub(start)}
+		var boot unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil { // older than Linux 2.6.39
+			return Instant{Wall: now, Mono: now.Sub(start)}
+		}
+		return Instant{Wall: now, Mono: time.Duration(boot.Nano())}
 	}
 }
 
