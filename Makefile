@@ -17,7 +17,7 @@ help: ## this list
 
 build: ## the three programs, static, into bin/
 	@$(foreach p,$(programs),CGO_ENABLED=0 $(GO) build $(FLAGS) -o bin/$(p) $(dir_$(p)) &&) true
-	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/demo-upstream ./scripts/upstream
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/upstream ./scripts/upstream
 
 demo: ## a terminal is enrolled, replaced, and its successor reaches the service (HSM=tpm: on emulated chips)
 	@HSM=$(HSM) scripts/setup.sh demo
