@@ -36,7 +36,7 @@ type Answer func(command []byte, next func(command []byte) []byte) []byte
 
 // Record relays between the returned socket and the TPM at socketPath; bytes
 // returns every byte that crossed so far, in both directions.
-func Record(t *testing.T, socketPath string) (proxyPath string, bytes func() []byte) {
+func Record(t testing.TB, socketPath string) (proxyPath string, bytes func() []byte) {
 	t.Helper()
 	b := NewBus(t, socketPath, nil)
 	return b.Socket, b.Bytes
@@ -44,7 +44,7 @@ func Record(t *testing.T, socketPath string) (proxyPath string, bytes func() []b
 
 // NewBus starts a bus in front of the TPM at socketPath; it ends with the test.
 // With a nil answer it only records.
-func NewBus(t *testing.T, socketPath string, answer Answer) *Bus {
+func NewBus(t testing.TB, socketPath string, answer Answer) *Bus {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "bus")
 	if err != nil {

@@ -21,7 +21,7 @@ const patience = 10 * time.Second
 type TPM struct {
 	Socket string // speaks the TPM protocol; Socket+".ctrl" is swtpm's own
 
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	proc *os.Process
 	done chan struct{} // closed when proc has ended
@@ -29,13 +29,13 @@ type TPM struct {
 }
 
 // StartTPM starts an emulator that ends with the test, and names its socket.
-func StartTPM(t *testing.T) (socketPath string) {
+func StartTPM(t testing.TB) (socketPath string) {
 	t.Helper()
 	return NewTPM(t).Socket
 }
 
 // NewTPM is StartTPM for tests that cut its power.
-func NewTPM(t *testing.T) *TPM {
+func NewTPM(t testing.TB) *TPM {
 	t.Helper()
 	if _, err := exec.LookPath("swtpm"); err != nil {
 		t.Fatal("swtpm is missing: run scripts/setup.sh")

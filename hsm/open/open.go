@@ -19,7 +19,7 @@ const (
 )
 
 // DefaultTPM is the device of a TPM behind the kernel's resource manager.
-const DefaultTPM = "/dev/tpmrm0"
+const DefaultTPM = tpm.DefaultPath
 
 // Config names one key storage. Path is the device secret for KindFile, where
 // it is required, and the device or socket for KindTPM; there empty means
@@ -31,7 +31,7 @@ func Module(ctx context.Context, cfg Config, log *slog.Logger) (hsm.Module, erro
 	switch cfg.Kind {
 	case KindFile:
 		if cfg.Path == "" {
-			return nil, fmt.Errorf("open key storage: kind %q needs the path of its device secret", KindFile)
+			return nil, fmt.Errorf("open key storage: kind %q needs the path of its device secret; set it in the configuration", KindFile)
 		}
 		return typed(file.Open(cfg.Path))
 	case KindTPM:

@@ -28,3 +28,9 @@ func Decode(b hsm.Blob, p hsm.Purpose) error {
 	_, _, err := decode(b, p)
 	return err
 }
+
+// Node opens a device node, Direct tells one without a resource manager.
+var (
+	Node   = openNode
+	Direct = direct
+)
