@@ -44,6 +44,7 @@ func (g *Gate) identify(chain []*x509.Certificate) (identity, error) {
 		return identity{}, &refusal{NotReady, err}
 	}
 	now := g.now()
+	g.crls.load(place.Roots, now)
 	id, err := transport.VerifyCredential(chain, place.Roots, place.Deployment, place.Service, now.judged)
 	if err != nil {
 		return identity{}, &refusal{classify(err), err}

@@ -134,6 +134,9 @@ func (s *crls) pushed(m *transport.ServiceRevoked, roots *x509.CertPool, now mom
 		return false, err
 	}
 	s.problem = ""
+	if m.Number < max(h.announced, h.number()) && h.linked {
+		return false, nil // overtaken: the server told a newer one over this very link
+	}
 	if err := h.announce(m); err != nil {
 		return false, err
 	}

@@ -48,14 +48,18 @@ func (g *Gate) newHandler(up *upstream) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s := sessionOf(r)
-		if reason := g.judge(s.who, g.now()); reason != Admitted {
-			g.counts.refused(r.Context(), reason, "request refused", s.RemoteAddr(), s.who, nil)
-			refuse(w, reason, true)
-			return
+		if r.ContentLength != 0 {
+			r.Body = newBody(w, r)
 		}
-		if r.Method == http.MethodConnect || r.Method == http.MethodTrace {
-			g.counts.refused(r.Context(), Method, "request refused", s.RemoteAddr(), s.who, nil)
-			refuse(w, Method, true)
+		reason := g.judge(s.who, g.now())
+		if reason == Admitted && (r.Method == http.MethodConnect || r.Method == http.MethodTrace) {
+			reason = Method
+		}
+		if reason != Admitted {
+			g.counts.refused(r.Context(), reason, "request refused", s.RemoteAddr(), s.who, nil)
+			// The HTTP server reads on a little before it answers.
+			http.NewResponseController(w).SetReadDeadline(time.Now().Add(lingerTime))
+			refuse(w, reason, true)
 			return
 		}
 		s.passed.Store(true)
@@ -63,9 +67,6 @@ func (g *Gate) newHandler(up *upstream) http.Handler {
 		clean(r.Header)
 		clean(r.Trailer)
 		tame(r.Header)
-		if r.ContentLength != 0 {
-			r.Body = &body{ReadCloser: r.Body, control: http.NewResponseController(w)}
-		}
 		proxy.ServeHTTP(w, r)
 	})
 }
@@ -96,10 +97,10 @@ func (g *Gate) failed(w http.ResponseWriter, r *http.Request, err error) {
 	reason := UpstreamDown
 	var timeout net.Error
 	switch {
+	case s.stalled.Load(): // before the next: the HTTP server takes it for a terminal that is gone
+		reason = Stalled
 	case r.Context().Err() != nil:
 		return // the terminal is gone
-	case errors.Is(err, errStalled):
-		reason = Stalled
 	case errors.As(err, &timeout) && timeout.Timeout() && !isDial(err):
 		reason = UpstreamTimeout
 	}
@@ -112,12 +113,19 @@ func isDial(err error) bool {
 	return ok && op.Op == "dial"
 }
 
-var errStalled = errors.New("the request's body stood still")
-
-// body gives the terminal stallTime for each piece of a request's body.
+// body gives the terminal stallTime for each piece of a request's body. The
+// deadline stays when it is not read to its end: the HTTP server then reads a
+// good part of the rest before it sends the answer, and would wait for ever.
 type body struct {
 	io.ReadCloser
 	control *http.ResponseController
+	session *session
+}
+
+func newBody(w http.ResponseWriter, r *http.Request) *body {
+	b := &body{r.Body, http.NewResponseController(w), sessionOf(r)}
+	b.control.SetReadDeadline(time.Now().Add(stallTime))
+	return b
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -125,9 +133,11 @@ func (b *body) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	n, err := b.ReadCloser.Read(p)
-	b.control.SetReadDeadline(time.Time{})
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = errStalled
+	switch {
+	case errors.Is(err, io.EOF):
+		b.control.SetReadDeadline(time.Time{})
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		b.session.stalled.Store(true)
 	}
 	return n, err
 }

@@ -130,6 +130,21 @@ func TestAnAnnouncedListIsWaitedFor(t *testing.T) {
 	b.want("current again, the link up", Admitted)
 }
 
+// Two messages of one link may overtake each other: the older one says nothing.
+func TestAMessageThatWasOvertaken(t *testing.T) {
+	b := newBench(t)
+	b.push(2, b.list(2))
+	if fetch, err := b.push(1, b.list(1)); fetch || err != nil {
+		t.Errorf("overtaken: %v %v", fetch, err)
+	}
+	b.pass(2 * benchAge)
+	b.crls.confirm(b.now, true)
+	b.want("the link up", Admitted)
+	if lists, _ := b.crls.status(b.now); lists[0].Number != 2 || lists[0].Problem != "" {
+		t.Errorf("%+v", lists)
+	}
+}
+
 // A message that cannot be used must not pass for silence.
 func TestABadPushEndsTheConfirmation(t *testing.T) {
 	for name, m := range map[string]func(b *bench) *transport.ServiceRevoked{
@@ -143,7 +158,8 @@ func TestABadPushEndsTheConfirmation(t *testing.T) {
 		"other number": func(b *bench) *transport.ServiceRevoked {
 			return &transport.ServiceRevoked{Number: 3, CRL: b.list(2), Issuer: b.service.cert.Raw}
 		},
-		"older number": func(b *bench) *transport.ServiceRevoked {
+		"older number after a new link": func(b *bench) *transport.ServiceRevoked {
+			b.crls.confirm(b.now, false)
 			return &transport.ServiceRevoked{Number: 0, CRL: b.list(0), Issuer: b.service.cert.Raw}
 		},
 		"expired": func(b *bench) *transport.ServiceRevoked {

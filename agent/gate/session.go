@@ -22,8 +22,10 @@ type session struct {
 	who identity
 	// passed says that a request went to the service.
 	passed atomic.Bool
-	once   sync.Once
-	err    error // of closing; guarded by once
+	// stalled says that a request's body stood still. The connection ends then.
+	stalled atomic.Bool
+	once    sync.Once
+	err     error // of closing; guarded by once
 }
 
 // Write allows the other side stallTime to take each record.

@@ -11,14 +11,14 @@ import (
 	"github.com/kagimori/kagimori/transport/control"
 )
 
-// Status is what `kagimori-gate status` shows of the door. Times are UTC.
-type Status struct {
+// Door is what `kagimori-gate status` shows of the gate itself. Times are UTC.
+type Door struct {
 	Deployment transport.Name `json:"deployment,omitempty"`
 	Service    transport.Name `json:"service,omitempty"`
 	// Open says whether a terminal with a sound credential would be admitted now.
 	Open bool `json:"open"`
 	// Problems says why not, or what will be the reason soon; Next what to do.
-	Problems    []Problem          `json:"problems"`
+	Problems    []Trouble          `json:"problems"`
 	Listen      string             `json:"listen"`
 	Upstream    string             `json:"upstream"`
 	Certificate *CertificateStatus `json:"certificate,omitempty"`
@@ -31,8 +31,8 @@ type Status struct {
 	Refused     map[string]int64 `json:"refused"`
 }
 
-// A Problem is something that keeps terminals out, or will.
-type Problem struct {
+// A Trouble is something that keeps terminals out, or will.
+type Trouble struct {
 	Text string `json:"text"`
 	Next string `json:"next"`
 }
@@ -64,9 +64,9 @@ type ListStatus struct {
 const certificateSoon = 24 * time.Hour
 
 // Status says how the gate is.
-func (g *Gate) Status() Status {
+func (g *Gate) Status() Door {
 	now := g.now()
-	s := Status{Open: true, Problems: []Problem{}, Upstream: g.upstream.name, Refused: map[string]int64{}}
+	s := Door{Open: true, Problems: []Trouble{}, Upstream: g.upstream.name, Refused: map[string]int64{}}
 	if listen := g.listen.Load(); listen != nil {
 		s.Listen = *listen
 	}
@@ -87,12 +87,12 @@ func (g *Gate) Status() Status {
 	return s
 }
 
-func (s *Status) closed(p *control.Problem) {
+func (s *Door) closed(p *control.Problem) {
 	s.Open = false
-	s.Problems = append(s.Problems, Problem{p.Message, p.Next})
+	s.Problems = append(s.Problems, Trouble{p.Message, p.Next})
 }
 
-func (g *Gate) certificateStatus(s *Status, at time.Time) {
+func (g *Gate) certificateStatus(s *Door, at time.Time) {
 	c, err := g.source.Certificate()
 	if err != nil {
 		s.closed(control.AsProblem(err))
@@ -103,17 +103,21 @@ func (g *Gate) certificateStatus(s *Status, at time.Time) {
 		s.closed(control.Problemf(control.Internal, "have the management server issue it anew", "the gate's own certificate cannot be read: %w", err))
 		return
 	}
-	s.Certificate = &CertificateStatus{Names: leaf.DNSNames, Serial: leaf.SerialNumber.Text(16), Expires: leaf.NotAfter.UTC()}
+	names := slices.Clone(leaf.DNSNames)
+	for _, ip := range leaf.IPAddresses {
+		names = append(names, ip.String())
+	}
+	s.Certificate = &CertificateStatus{Names: names, Serial: leaf.SerialNumber.Text(16), Expires: leaf.NotAfter.UTC()}
 	const renew = "the management server renews it while the gate is connected: see link in this status"
 	switch left := leaf.NotAfter.Sub(at); {
 	case left <= 0:
 		s.closed(control.Problemf(control.Unavailable, renew, "the gate's own certificate has expired: terminals refuse it"))
 	case left < certificateSoon:
-		s.Problems = append(s.Problems, Problem{fmt.Sprintf("the gate's own certificate expires in %s", left.Round(time.Minute)), renew})
+		s.Problems = append(s.Problems, Trouble{fmt.Sprintf("the gate's own certificate expires in %s", left.Round(time.Minute)), renew})
 	}
 }
 
-func (g *Gate) listStatus(s *Status, now moment) {
+func (g *Gate) listStatus(s *Door, now moment) {
 	lists, problem := g.crls.status(now)
 	s.Lists = lists
 	const next = "bring the link to the management server back, or let this machine fetch the list's url"
@@ -122,20 +126,20 @@ func (g *Gate) listStatus(s *Status, now moment) {
 		age := time.Duration(l.AgeSeconds) * time.Second
 		switch {
 		case l.Number < 0:
-			s.Problems = append(s.Problems, Problem{fmt.Sprintf("the list of revoked credentials of %s is announced and not here yet: %s", l.Issuer, l.Problem), next})
+			s.Problems = append(s.Problems, Trouble{fmt.Sprintf("the list of revoked credentials of %s is announced and not here yet: %s", l.Issuer, l.Problem), next})
 		case age > g.cfg.CRLMaxAge:
-			s.Problems = append(s.Problems, Problem{fmt.Sprintf("nobody has confirmed the list of revoked credentials of %s for %s, longer than crl_max_age (%s): its terminals are refused",
+			s.Problems = append(s.Problems, Trouble{fmt.Sprintf("nobody has confirmed the list of revoked credentials of %s for %s, longer than crl_max_age (%s): its terminals are refused",
 				l.Issuer, age, g.cfg.CRLMaxAge), next})
 		default:
 			usable = true
 			if age > g.cfg.CRLMaxAge/2 || l.Problem != "" {
-				s.Problems = append(s.Problems, Problem{fmt.Sprintf("the list of revoked credentials of %s was last confirmed %s ago; it serves until %s. %s",
+				s.Problems = append(s.Problems, Trouble{fmt.Sprintf("the list of revoked credentials of %s was last confirmed %s ago; it serves until %s. %s",
 					l.Issuer, age, stamp(l.Until), l.Problem), next})
 			}
 		}
 	}
 	if problem != "" {
-		s.Problems = append(s.Problems, Problem{problem, "compare the versions of server and gate, and the deployment that the gate was provisioned for"})
+		s.Problems = append(s.Problems, Trouble{problem, "compare the versions of server and gate, and the deployment that the gate was provisioned for"})
 	}
 	if len(lists) == 0 {
 		s.closed(control.Problemf(control.Unavailable, "connect the gate to the management server, which sends it at once",

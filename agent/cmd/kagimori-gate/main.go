@@ -1,0 +1,48 @@
+// Command kagimori-gate admits terminals to a service by their credentials:
+// `kagimori-gate run` is the daemon, every other verb asks it over its control
+// socket. START HERE, then run.go. What it does is in package agent/gate.
+package main
+
+import (
+	"context"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"github.com/kagimori/kagimori/transport/control/verb"
+)
+
+// built is set by the linker (-X main.built=2026-01-02T15:04:05Z).
+var built string
+
+const long = `Stands in front of a service and admits terminals to it by their credentials.
+The daemon, "kagimori-gate run", takes TLS connections, checks the certificate
+of each terminal, and passes its requests on with two headers that say who it
+is: Kagimori-Credential and Kagimori-Subject. No terminal can set them itself.
+
+A new gate takes in the bundle that "kagimori-server gate add" made (provision).
+Then it gets its own certificate and the list of revoked credentials by itself.`
+
+func main() { os.Exit(program().Execute(context.Background())) }
+
+func program() *verb.Frame {
+	f := verb.New("kagimori-gate", "Admits terminals to a service", long, verb.Version)
+	f.Add(runVerb(), provisionVerb(), statusVerb())
+	return f
+}
+
+// builtAt is when this program was built, as far as it knows: the clock is
+// never before that.
+func builtAt() time.Time {
+	if t, err := time.Parse(time.RFC3339, built); err == nil {
+		return t
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if t, err := time.Parse(time.RFC3339, s.Value); err == nil && s.Key == "vcs.time" {
+				return t
+			}
+		}
+	}
+	return time.Time{}
+}
