@@ -25,6 +25,9 @@ const (
 	plausibleSpan = 10 * 365 * 24 * time.Hour
 	// driftWarning is how far the wall clock may be off before status says so.
 	driftWarning = 2 * time.Minute
+	// written is when this was: a floor for programs that do not know when they
+	// were built. Unix seconds of 2026-01-01.
+	written = 1767225600
 )
 
 // A Clock says what time it is and at what time certificates are judged. All
@@ -42,7 +45,9 @@ type Clock struct {
 
 // NewClock starts from the program's build date; wall is time.Now outside of tests.
 func NewClock(wall func() time.Time, built time.Time) *Clock {
-	return &Clock{wall: wall, start: wall(), floor: built}
+	c := &Clock{wall: wall, start: wall(), floor: time.Unix(written, 0)}
+	c.Raise(built)
+	return c
 }
 
 // Trusted says whether an authenticated server has told the time since the
@@ -151,6 +156,13 @@ func (c *Clock) Sync(server time.Time, proof []*x509.Certificate) error {
 		c.floor = server
 	}
 	return nil
+}
+
+// raw is the system clock with its monotonic reading, for measuring spans.
+func (c *Clock) raw() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.wall()
 }
 
 // clockRecord is the floor in the store (bucket "clock", key "floor").

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/kagimori/kagimori/agent/keycopy"
 	"github.com/kagimori/kagimori/transport"
@@ -60,13 +61,13 @@ const pageSize = 128
 
 // Interface is com.kagimori.agent.
 func (a *Agent) Interface() control.Interface {
-	methods := append([]control.Method{{
+	methods := append(a.whenReady(control.Method{
 		Name: "Status", Class: control.Read, Out: Status{}, Handle: func(_ context.Context, call *control.Call) error { return call.Reply(a.Status()) },
 		Doc: "How this terminal is: key storage, link, clock, credentials, relays, key copy.",
-	}}, a.Methods()...)
+	}), a.Methods()...)
 	return control.Interface{
 		Name: "com.kagimori.agent", Doc: "The agent that keeps a terminal's keys.",
-		Methods: append(methods,
+		Methods: append(methods, a.whenReady(
 			control.Method{
 				Name: "RelayList", Class: control.Read, Out: RelayPage{}, Handle: a.relayList,
 				Doc: "The relays: local ports through which programs use credentials.",
@@ -83,13 +84,34 @@ func (a *Agent) Interface() control.Interface {
 			control.Method{
 				Name: "KeycopyFetch", Class: control.Operate, In: FetchParams{}, Out: KeycopyEvent{}, Stream: true, Handle: a.keycopyFetch,
 				Doc: "Copies credentials from the terminal at address (host:port), which offers them.",
-			}),
+			})...),
 	}
+}
+
+// startTime is how long a call waits for a daemon that is starting.
+const startTime = 5 * time.Second
+
+// whenReady holds calls back until it is known whether key storage opens: a verb
+// that follows the start of the daemon at once is to find it as it will be.
+func (a *Agent) whenReady(methods ...control.Method) []control.Method {
+	for i, m := range methods {
+		methods[i].Handle = func(ctx context.Context, call *control.Call) error {
+			give := time.NewTimer(startTime)
+			defer give.Stop()
+			select {
+			case <-a.ready:
+			case <-give.C:
+			case <-ctx.Done():
+			}
+			return m.Handle(ctx, call)
+		}
+	}
+	return methods
 }
 
 // Methods are those that every program with an agent offers.
 func (a *Agent) Methods() []control.Method {
-	return []control.Method{
+	return a.whenReady([]control.Method{
 		{
 			Name: "Provision", Class: control.Admin, In: ProvisionParams{}, Out: ProvisionResult{}, Handle: a.provision,
 			Doc: "Takes in a provisioning bundle. The passphrase is sealed under the label \"passphrase\".",
@@ -102,7 +124,7 @@ func (a *Agent) Methods() []control.Method {
 			Name: "CredentialShow", Class: control.Read, In: CredentialParams{}, Out: CredentialDetail{}, Handle: a.credentialShow,
 			Doc: "One credential, with what its certificate says, without its secret.",
 		},
-	}
+	}...)
 }
 
 func (a *Agent) provision(ctx context.Context, call *control.Call) error {

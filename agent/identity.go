@@ -49,6 +49,42 @@ func (t *terminalRecord) newest() (id transport.ID) {
 	return id
 }
 
+// A renewal says when to enroll again: that renews an identity certificate. The
+// old one stays in use until the new one is here.
+type renewal struct {
+	spread  float64   // in [0,1): a fleet that enrolled in one hour does not renew in one
+	tried   time.Time // by the system clock's monotonic reading
+	refused bool      // the server refused the identity, last
+}
+
+const (
+	// renewHold is how long after an attempt the next one follows.
+	renewHold = time.Hour
+	// renewLeft less some spread is the part of its life that a certificate has
+	// left when it is renewed. Above a third the server gives the same one again.
+	renewLeft, renewSpread = 0.33, 0.06
+)
+
+func (r *renewal) attempt(now time.Time) { r.tried, r.refused = now, false }
+
+// due says whether it is time. A refusal by the server counts as well while the
+// clock is not trusted: this terminal may have been off for years.
+func (r *renewal) due(der [][]byte, clock *Clock, now time.Time) bool {
+	if !r.tried.IsZero() && now.Sub(r.tried) < renewHold {
+		return false
+	}
+	if r.refused && !clock.Trusted() {
+		return true
+	}
+	chain, err := transport.ParseChain(der)
+	if err != nil {
+		return true // an identity that nobody can read is none
+	}
+	leaf := chain[0]
+	life, left := leaf.NotAfter.Sub(leaf.NotBefore), leaf.NotAfter.Sub(clock.Judge(chain))
+	return left.Seconds() < life.Seconds()*(renewLeft-renewSpread*r.spread)
+}
+
 // IdentityStatus is what status says about the identity certificate.
 type IdentityStatus struct {
 	NotBefore time.Time `json:"not_before"`
@@ -68,9 +104,9 @@ func identityStatus(der [][]byte, clock *Clock) *IdentityStatus {
 	left := leaf.NotAfter.Sub(clock.Judge(chain))
 	switch life := leaf.NotAfter.Sub(leaf.NotBefore); {
 	case left <= 0:
-		s.Text = "expired: have an administrator enroll this terminal anew"
-	case left < life/3:
-		s.Text = "to be renewed: have an administrator enroll this terminal anew before it expires"
+		s.Text = "expired; it is renewed as soon as the server is in reach"
+	case left < life/4:
+		s.Text = "to be renewed by now; the server was not in reach"
 	default:
 		s.Text = "valid"
 	}

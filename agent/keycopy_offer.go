@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"slices"
 	"sync"
@@ -95,7 +96,7 @@ func (a *Agent) arm(ctx context.Context, selected []transport.Name) (o *offering
 		return nil, nil, err
 	}
 	code = operator.Grouped()
-	o.chosen.Seconds = int(operator.Remaining(p.clock()).Seconds())
+	o.chosen.Seconds = int(math.Ceil(operator.Remaining(p.clock()).Seconds()))
 	o.chosen.Listen = o.listener.Addr().String()
 	o.source = keycopy.NewSource(keycopy.SourceConfig{
 		End: keycopy.End{
@@ -170,6 +171,9 @@ func (o *offering) choose(selected []transport.Name) error {
 
 // progress is called by the protocol; it must not block.
 func (o *offering) progress(ev keycopy.Event) {
+	if ev.Kind == keycopy.EventClosed {
+		return // result says that
+	}
 	select {
 	case o.events <- tell(ev, roleSource):
 	default:

@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -48,7 +50,23 @@ func (a *Agent) Linked() bool { return a.link.get().Up() }
 
 type linkStatus struct {
 	mu     sync.Mutex
-	status LinkStatus // guarded by mu
+	status LinkStatus           // guarded by mu
+	told   map[string]time.Time // guarded by mu: when a server's failure was last worth a line
+}
+
+// news says whether a failure is worth a line in the log: the first one, and
+// one in an hour. A server may be away for weeks.
+func (l *linkStatus) news(server string, lived time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if lived == 0 && time.Since(l.told[server]) < time.Hour {
+		return false
+	}
+	if l.told == nil {
+		l.told = map[string]time.Time{}
+	}
+	l.told[server] = time.Now()
+	return true
 }
 
 func (l *linkStatus) set(s LinkStatus) {
@@ -68,21 +86,32 @@ func (l *linkStatus) get() LinkStatus {
 	return l.status
 }
 
+// A linker is what outlives a connection.
+type linker struct {
+	*Agent
+	vault   *vault
+	loop    *systemd.Loop
+	changed <-chan struct{}
+	backoff mqtt.Backoff
+	random  *rand.Rand
+	bundle  transport.ID // that the backoff is for
+	renewal renewal
+}
+
 // runLink keeps the link until ctx ends.
 func (a *Agent) runLink(ctx context.Context, v *vault) {
 	loop := a.dog.Loop("link")
 	defer loop.End()
 	changed, stop := a.Watch()
 	defer stop()
-	backoff := mqtt.Backoff{Cap: a.cfg.MaxBackoff}
-	random := jitter()
-	var bundle transport.ID
+	l := &linker{Agent: a, vault: v, loop: loop, changed: changed, random: jitter()}
+	l.renewal.spread = l.random.Float64()
 	for ctx.Err() == nil {
 		self, err := v.self()
 		switch {
 		case err != nil:
 			a.link.set(failed("", err))
-			a.pause(ctx, v, loop, changed, bundle, backoff.Next(0, random))
+			l.pause(ctx, 0)
 		case self == nil:
 			a.link.set(LinkStatus{State: LinkUnprovisioned, Next: "take in a bundle: " + a.cfg.Program + " provision BUNDLE"})
 			a.rest(ctx, loop, time.Hour, changed)
@@ -90,58 +119,76 @@ func (a *Agent) runLink(ctx context.Context, v *vault) {
 			a.link.set(LinkStatus{State: LinkSpare})
 			a.rest(ctx, loop, time.Hour, changed)
 		default:
-			if bundle != self.newest() { // perhaps other servers, in any case another try
-				bundle, backoff = self.newest(), mqtt.Backoff{Cap: a.cfg.MaxBackoff}
+			if l.bundle != self.newest() { // perhaps other servers, in any case another try
+				l.bundle, l.backoff, l.renewal.tried = self.newest(), mqtt.Backoff{Cap: a.cfg.MaxBackoff}, time.Time{}
 			}
-			lived, again := a.connect(ctx, v, self, loop, changed)
-			if again {
-				continue
+			if lived, again := l.connect(ctx, self); !again {
+				l.pause(ctx, lived)
 			}
-			a.pause(ctx, v, loop, changed, bundle, backoff.Next(lived, random))
 		}
 	}
 }
 
 // pause waits between two attempts; a new bundle ends it.
-func (a *Agent) pause(ctx context.Context, v *vault, loop *systemd.Loop, changed <-chan struct{}, bundle transport.ID, pause time.Duration) {
+func (l *linker) pause(ctx context.Context, lived time.Duration) {
+	pause := l.backoff.Next(lived, l.random)
 	until := time.Now().Add(pause)
-	s := a.link.get()
+	s := l.link.get()
 	s.Retry = until.UTC().Truncate(time.Second)
-	a.link.set(s)
-	for left := pause; left > 0 && a.rest(ctx, loop, left, changed); left = time.Until(until) {
-		if self, err := v.self(); err == nil && self.newest() != bundle {
+	l.link.set(s)
+	for left := pause; left > 0 && l.rest(ctx, l.loop, left, l.changed); left = time.Until(until) {
+		if self, err := l.vault.self(); err == nil && self.newest() != l.bundle {
 			return
 		}
 	}
 }
 
 // connect makes one attempt at every server: it enrolls if this terminal has no
-// identity yet (then again is true), or holds a session until that ends.
-func (a *Agent) connect(ctx context.Context, v *vault, self *terminalRecord, loop *systemd.Loop, changed <-chan struct{}) (lived time.Duration, again bool) {
+// identity yet or is to renew it, and holds a session until that ends. again is
+// true when the next attempt should follow at once.
+func (l *linker) connect(ctx context.Context, self *terminalRecord) (lived time.Duration, again bool) {
 	defer self.CommonKey.Wipe()
-	chain, err := v.identityChain()
+	chain, err := l.vault.identityChain()
 	if err != nil {
-		a.link.set(failed("", err))
+		l.link.set(failed("", err))
 		return 0, false
 	}
 	for _, server := range self.Servers {
-		t := &trip{Agent: a, vault: v, self: self, chain: chain, server: server, loop: loop, changed: changed}
-		if chain == nil {
-			err = t.enroll(ctx)
-			again = err == nil
-		} else {
-			lived, again, err = t.session(ctx)
+		t := &trip{linker: l, self: self, chain: chain, server: server}
+		if chain == nil || l.renewal.due(chain, l.clock, l.clock.raw()) {
+			l.renewal.attempt(l.clock.raw())
+			if err = t.enroll(ctx); err == nil {
+				return 0, true
+			}
+			l.complain(ctx, server, 0, err)
 		}
+		if chain == nil {
+			continue
+		}
+		lived, again, err = t.session(ctx)
 		if ctx.Err() != nil || err == nil {
 			return lived, again
 		}
-		a.link.set(failed(server, err))
-		a.log.Warn("link failed", "server", server, "lived", lived.Round(time.Second), "err", err)
+		l.renewal.refused = errors.Is(err, mqtt.ErrRefused)
+		l.complain(ctx, server, lived, err)
 		if lived > 0 {
 			return lived, again
 		}
 	}
 	return lived, again
+}
+
+// complain shows and logs a failure.
+func (l *linker) complain(ctx context.Context, server string, lived time.Duration, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	level := slog.LevelDebug
+	if l.link.news(server, lived) {
+		level = slog.LevelWarn
+	}
+	l.link.set(failed(server, err))
+	l.log.Log(ctx, level, "link failed", "server", server, "lived", lived.Round(time.Second), "err", err)
 }
 
 // failed says what went wrong with the link.

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/hsm"
@@ -37,6 +38,7 @@ func (a *Agent) Provision(ctx context.Context, file []byte, passphrase transport
 		return nil, err
 	}
 	b, err := transport.OpenBundle(file, passphrase)
+	debug.FreeOSMemory() // Argon2id took more than all the rest will ever need
 	if err != nil {
 		return nil, control.Problemf(control.BadInput, "", "%w", err)
 	}

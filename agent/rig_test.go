@@ -80,7 +80,8 @@ func testAgent(t testing.TB, cfg Config) *Agent {
 	}
 	v := testVault(t, t.TempDir())
 	v.clock, v.changed = a.clock, a.changed
-	a.vault = v
+	a.vault, a.problem = v, nil
+	close(a.ready)
 	return a
 }
 
@@ -359,11 +360,17 @@ func (e *enrolling) second(env *transport.Envelope) (transport.Body, error) {
 		return &transport.Fault{Code: transport.FaultRefused}, nil
 	case e.s.device != transport.DeviceID{} && e.s.device != e.device:
 		return &transport.Fault{Code: transport.FaultDevice}, nil
-	case e.s.device == transport.DeviceID{}:
+	case e.s.device == transport.DeviceID{} || nearlyExpired(e.s.identity):
 		e.s.device = e.device
 		e.s.identity = e.s.ca.client(transport.URI{Deployment: testDeployment, Terminal: e.s.terminal}, csr.PublicKey)
 	}
 	return &transport.EnrollCertificate{Chain: e.s.identity, Time: e.s.now().Unix(), Remaining: int64(time.Until(e.s.ca.to).Seconds())}, nil
+}
+
+// nearlyExpired: then the server gives a new certificate and not the same again.
+func nearlyExpired(der [][]byte) bool {
+	chain, err := transport.ParseChain(der)
+	return der == nil || err == nil && time.Until(chain[0].NotAfter) < chain[0].NotAfter.Sub(chain[0].NotBefore)/3
 }
 
 // verify checks an ECDSA signature; a key that is not there signs nothing.

@@ -10,7 +10,6 @@ import (
 	"net"
 	"time"
 
-	"github.com/kagimori/kagimori/systemd"
 	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/control"
 	"github.com/kagimori/kagimori/transport/mqtt"
@@ -24,20 +23,17 @@ const (
 
 // A trip is one connection to one server.
 type trip struct {
-	*Agent
-	vault   *vault
-	self    *terminalRecord
-	chain   [][]byte // of the identity; nil: none yet
-	server  string
-	loop    *systemd.Loop
-	changed <-chan struct{}
+	*linker
+	self   *terminalRecord
+	chain  [][]byte // of the identity; nil: none yet
+	server string
 
 	roots *x509.CertPool
 	proof []*x509.Certificate // what the server proved itself with
 }
 
 // dial connects; the loop beats meanwhile, since dialling has a deadline.
-func (t *trip) dial(ctx context.Context, segment string, limit int) (*mqtt.Conn, error) {
+func (t *trip) dial(ctx context.Context, segment string, identity [][]byte, limit int) (*mqtt.Conn, error) {
 	host, _, err := net.SplitHostPort(t.server)
 	if err != nil {
 		return nil, control.Problemf(control.BadInput, "have a bundle made with a correct server address", "server address %q is not host:port", t.server)
@@ -46,7 +42,7 @@ func (t *trip) dial(ctx context.Context, segment string, limit int) (*mqtt.Conn,
 		return nil, err
 	}
 	up, down := transport.Topics(segment)
-	cfg := mqtt.Config{Address: t.server, TLS: t.tls(host), ClientID: segment, Up: up, Down: down, MaxPayload: limit}
+	cfg := mqtt.Config{Address: t.server, TLS: t.tls(host, identity), ClientID: segment, Up: up, Down: down, MaxPayload: limit}
 	ctx, cancel := context.WithTimeout(ctx, attempted)
 	defer cancel()
 	var conn *mqtt.Conn
@@ -55,7 +51,7 @@ func (t *trip) dial(ctx context.Context, segment string, limit int) (*mqtt.Conn,
 }
 
 // tls accepts the deployment's management server and nobody else.
-func (t *trip) tls(host string) *tls.Config {
+func (t *trip) tls(host string, identity [][]byte) *tls.Config {
 	cfg := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		ServerName: host,
@@ -73,8 +69,8 @@ func (t *trip) tls(host string) *tls.Config {
 			return nil
 		},
 	}
-	if t.chain != nil {
-		cfg.Certificates = []tls.Certificate{{Certificate: t.chain, PrivateKey: t.vault.identity}}
+	if identity != nil {
+		cfg.Certificates = []tls.Certificate{{Certificate: identity, PrivateKey: t.vault.identity}}
 	}
 	return cfg
 }
@@ -88,14 +84,14 @@ func serverRefused(server string, err error) error {
 	return control.Problemf(control.Unavailable, next, "the server at %s does not prove itself: %w", server, err)
 }
 
-// enroll gets this terminal its identity certificate.
+// enroll gets this terminal its identity certificate, or renews it.
 func (t *trip) enroll(ctx context.Context) error {
 	t.link.set(LinkStatus{State: LinkEnrolling, Server: t.server})
 	segment, err := transport.NewEnrollSegment(rand.Reader)
 	if err != nil {
 		return err
 	}
-	conn, err := t.dial(ctx, segment, transport.MaxEnrollEnvelope)
+	conn, err := t.dial(ctx, segment, nil, transport.MaxEnrollEnvelope)
 	if err != nil {
 		return err
 	}
@@ -178,7 +174,7 @@ func (t *trip) send(ctx context.Context, conn *mqtt.Conn, payloads ...[]byte) er
 // when it should be made anew at once.
 func (t *trip) session(ctx context.Context) (lived time.Duration, again bool, err error) {
 	t.link.set(LinkStatus{State: LinkConnecting, Server: t.server})
-	conn, err := t.dial(ctx, string(t.self.Terminal), transport.MaxEnvelope)
+	conn, err := t.dial(ctx, string(t.self.Terminal), t.chain, transport.MaxEnvelope)
 	if err != nil {
 		return 0, false, err
 	}
@@ -245,6 +241,9 @@ func (t *trip) event(ctx context.Context, conn *mqtt.Conn, s *session, poll *pol
 				return out, false, err
 			}
 		case <-tick:
+			if t.renewal.due(t.chain, t.clock, t.clock.raw()) {
+				return nil, true, nil
+			}
 		}
 	}
 }

@@ -3,12 +3,15 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/kagimori/kagimori/agent"
 	"github.com/kagimori/kagimori/agent/keycopy"
@@ -96,15 +99,18 @@ func armed(show *verb.Progress, reader *control.Reader, ev agent.KeycopyEvent) e
 	}
 	defer code.Wipe()
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d to copy:\n", ev.Items)
+	b.WriteString("To be copied to the new terminal; this one keeps them:\n")
 	for _, k := range ev.Keys {
 		fmt.Fprintf(&b, "    %s  (service %s)\n", k.ID, k.Service)
+	}
+	if more := ev.Items - len(ev.Keys); more > 0 {
+		fmt.Fprintf(&b, "    and %d more\n", more)
 	}
 	for _, h := range ev.Held {
 		fmt.Fprintf(&b, "  not %s: %s\n", h.ID, h.Reason)
 	}
-	fmt.Fprintf(&b, "\n  operator code   %s\n\n", string([]byte(code)))
-	fmt.Fprintf(&b, "Within %s, on the new terminal:\n", time.Duration(ev.Seconds)*time.Second)
+	fmt.Fprintf(&b, "\n    operator code    %s\n\n", string([]byte(code)))
+	fmt.Fprintf(&b, "Type it on the new terminal, within %s:\n", spell(ev.Seconds))
 	for _, address := range reachable(ev.Listen) {
 		fmt.Fprintf(&b, "    kagimori keycopy fetch %s\n", address)
 	}
@@ -113,20 +119,25 @@ func armed(show *verb.Progress, reader *control.Reader, ev agent.KeycopyEvent) e
 	return show.Line(ev, "%s", b.String())
 }
 
+// spell writes a short time out: "5 minutes", "90 seconds".
+func spell(seconds int) string {
+	if seconds >= 120 && seconds%60 == 0 {
+		return fmt.Sprintf("%d minutes", seconds/60)
+	}
+	return fmt.Sprintf("%d seconds", seconds)
+}
+
 // happened shows one step.
 func happened(show *verb.Progress, ev agent.KeycopyEvent) error {
-	var err error
 	switch keycopy.EventKind(ev.Step) {
 	case keycopy.EventItem:
 		return show.Step(ev, "%s", ev.Text)
 	case keycopy.EventKilled, keycopy.EventExpired:
 		return show.Step(ev, "%s", ev.Text) // the error that follows says it in full
 	case keycopy.EventClosed:
-		err = show.Line(ev, "%s", summary(ev))
-	default:
-		err = show.Line(ev, "%s", ev.Text)
+		return show.Line(ev, "%s", summary(ev))
 	}
-	return err
+	return show.Line(ev, "%s", ev.Text)
 }
 
 // summary is the last word on a copy: each key, and what to do next.
@@ -164,26 +175,38 @@ else as one line of standard input.`,
 			return err
 		}
 		defer c.Close()
-		code, err := verb.ReadSecret(cmd, "Operator code: ")
-		if err != nil {
-			return err
-		}
-		defer code.Wipe()
 		in := agent.FetchParams{Address: args[0], Credentials: names(*ids)}
-		if in.Code, err = c.Seal(cmd.Context(), agent.LabelCode, code); err != nil {
-			return err
-		}
-		show := verb.NewProgress(cmd)
-		defer show.End()
-		return c.Stream(cmd.Context(), "com.kagimori.agent.KeycopyFetch", in, func(raw json.RawMessage) error {
-			var ev agent.KeycopyEvent
-			if err := json.Unmarshal(raw, &ev); err != nil {
+		for {
+			err := fetch(cmd, c, in)
+			// A mistyped code costs nothing: a person may type it again.
+			if !errors.Is(err, &control.Problem{Kind: control.BadInput}) || !term.IsTerminal(int(os.Stdin.Fd())) {
 				return err
 			}
-			return happened(show, ev)
-		})
+			fmt.Fprintf(cmd.ErrOrStderr(), "%v\n", err)
+		}
 	}
 	return cmd
+}
+
+// fetch asks for the code and makes one attempt with it.
+func fetch(cmd *cobra.Command, c *control.Client, in agent.FetchParams) error {
+	code, err := verb.ReadSecret(cmd, "Operator code: ")
+	if err != nil {
+		return err
+	}
+	defer code.Wipe()
+	if in.Code, err = c.Seal(cmd.Context(), agent.LabelCode, code); err != nil {
+		return err
+	}
+	show := verb.NewProgress(cmd)
+	defer show.End()
+	return c.Stream(cmd.Context(), "com.kagimori.agent.KeycopyFetch", in, func(raw json.RawMessage) error {
+		var ev agent.KeycopyEvent
+		if err := json.Unmarshal(raw, &ev); err != nil {
+			return err
+		}
+		return happened(show, ev)
+	})
 }
 
 func disarmVerb() *cobra.Command {
