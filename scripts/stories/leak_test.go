@@ -2,18 +2,11 @@ package stories
 
 import (
 	"bytes"
-	"context"
 	"crypto/x509"
 	"encoding/json"
-	"log/slog"
 	"os"
-	"path/filepath"
 	"testing"
 
-	"github.com/fxamacker/cbor/v2"
-
-	"github.com/kagimori/kagimori/agent/store"
-	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/hsm/hsmtest"
 	"github.com/kagimori/kagimori/hsm/open"
 	"github.com/kagimori/kagimori/transport"
@@ -75,7 +68,7 @@ func TestNothingLeaksWhileATerminalIsReplaced(t *testing.T) {
 	}
 	old.daemon.stop()
 	fresh.daemon.stop()
-	key := copiedKey(t, fresh, id)
+	key := fresh.record(id).Secret.Bytes
 
 	needles := []needle{
 		newNeedle("security code", inside.SecurityCode), newNeedle("common key of the challenges", inside.CommonKey),
@@ -117,44 +110,6 @@ func TestNothingLeaksWhileATerminalIsReplaced(t *testing.T) {
 	if !found {
 		t.Error("the search does not find a key that lies in a file")
 	}
-}
-
-// copiedKey opens a stopped terminal's store as its daemon would.
-func copiedKey(t *testing.T, m *terminal, id string) []byte {
-	t.Helper()
-	module, err := open.Module(t.Context(), m.hsm, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer module.Close()
-	return storedKey(t, module, filepath.Join(m.state(), "kagimori.db"), id)
-}
-
-func storedKey(t *testing.T, module hsm.Module, path, id string) (key []byte) {
-	t.Helper()
-	s, err := store.Open(context.Background(), path, module, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	err = s.View(func(tx *store.Tx) error {
-		return tx.Each("credentials", func(name string, decode func(any) error) error {
-			var raw transport.Raw
-			var holding struct {
-				Record transport.CredentialRecord `cbor:"1,keyasint"`
-			}
-			if err := decode(&raw); err != nil || name != id {
-				return err
-			}
-			err := cbor.Unmarshal(raw, &holding)
-			key = holding.Record.Secret.Bytes
-			return err
-		})
-	})
-	if err != nil || len(key) == 0 {
-		t.Fatalf("credential %s in %s: %v", id, path, err)
-	}
-	return key
 }
 
 func scalar(t *testing.T, pkcs8 []byte) []byte {
