@@ -22,7 +22,7 @@ import (
 	"github.com/kagimori/kagimori/hsm/tpm"
 )
 
-// req: C3, C4 (the security code and what is made of it stay secret)
+// req: C1 (the security code is stored before the copy: here, and never seen again)
 func TestBusShowsNoSecret(t *testing.T) {
 	chip := hsmtest.StartTPM(t)
 	path, recorded := hsmtest.Record(t, chip)

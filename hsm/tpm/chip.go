@@ -66,19 +66,12 @@ func (c *chip) run(ctx context.Context, job func() error) error {
 	return explain(err)
 }
 
-// try connects where needed and runs the job. It does not let a malformed
-// response end the process: go-tpm indexes into some of them.
-func (c *chip) try(job func() error) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			c.drop()
-			err = fmt.Errorf("malformed data from the TPM: %v", r)
-		}
-	}()
+// try connects where needed and runs the job.
+func (c *chip) try(job func() error) error {
 	if err := c.connect(); err != nil {
 		return err
 	}
-	err = job()
+	err := job()
 	if err != nil && !answered(err) {
 		c.drop() // a session out of step, or a response that makes no sense
 	}

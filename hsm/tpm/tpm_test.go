@@ -24,7 +24,6 @@ func logger(t *testing.T) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// req: D5 of the design: one suite for every module.
 func TestModule(t *testing.T) {
 	hsmtest.Run(t, func(t *testing.T) hsmtest.Open {
 		path := hsmtest.StartTPM(t)

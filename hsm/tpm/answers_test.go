@@ -1,0 +1,92 @@
+package tpm
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/kagimori/kagimori/hsm"
+)
+
+// scripted answers commands with what a fuzzer made up.
+type scripted struct{ script *bytes.Reader }
+
+func (s *scripted) exchange([]byte, time.Time) ([]byte, error) {
+	n, err := s.script.ReadByte()
+	if err != nil {
+		return nil, io.EOF
+	}
+	body := make([]byte, n)
+	k, _ := s.script.Read(body)
+	body = body[:k]
+	head := binary.BigEndian.AppendUint16(nil, 0x8002)
+	head = binary.BigEndian.AppendUint32(head, uint32(headSize+len(body)))
+	return append(binary.BigEndian.AppendUint32(head, 0), body...), nil
+}
+
+func (s *scripted) close() {}
+
+// FuzzAnswers lets a mad chip answer everything; the module must neither panic
+// nor hang nor hand out a secret.
+func FuzzAnswers(f *testing.F) {
+	root := tpm2.ECCSRKTemplate
+	public := tpm2.Marshal(tpm2.New2B(root))
+	name := append([]byte{0, 34, 0, 11}, make([]byte, 32)...)
+	handle := []byte{0x80, 0, 0, 1}
+	var good []byte
+	for _, body := range [][]byte{
+		append(append(bytes.Clone(public), name...), name...),  // ReadPublic
+		append([]byte{2, 0, 0, 0, 0, 32}, make([]byte, 32)...), // StartAuthSession
+		append(handle, 0, 0, 0, 2, 0, 0),
+	} {
+		good = append(append(good, byte(len(body))), body...)
+	}
+	f.Add(good)
+	f.Add([]byte{})
+	f.Add(bytes.Repeat([]byte{4, 0, 0, 0, 0}, 20))
+	f.Add(bytes.Repeat([]byte{40, 0xff, 0xff, 0xff, 0xff}, 40))
+	sealed := tpm2.Marshal(template(hsm.PurposeSeal))
+	f.Fuzz(func(t *testing.T, script []byte) {
+		log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))
+		reader := bytes.NewReader(script)
+		cfg := config{limit: time.Second, log: log, raw: len(script)%2 == 1,
+			dial: func(time.Time) (wire, error) {
+				if reader.Len() == 0 {
+					return nil, hsm.ErrAbsent
+				}
+				return &scripted{reader}, nil
+			}}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		m, err := open(ctx, cfg)
+		if err != nil {
+			return
+		}
+		defer m.Close()
+		item := hsm.Item{Kind: hsm.KindTPM, Purpose: hsm.PurposeSeal, Public: sealed, Sealed: make([]byte, 64)}
+		if len(script) > 64 {
+			copy(item.Owner[:], script)
+		}
+		blob, err := item.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if s, err := m.Unseal(ctx, blob); err == nil {
+				t.Fatalf("a secret of %d bytes", s.Len())
+			} else if errors.Is(err, context.DeadlineExceeded) {
+				t.Fatal("it hangs")
+			}
+			if _, err := m.NewKey(ctx); err == nil {
+				t.Fatal("a key")
+			}
+		}
+	})
+}
