@@ -18,8 +18,7 @@ import (
 type identity struct {
 	credential, subject transport.Name
 	serial              serial
-	issuer              issuerID
-	known               bool // the issuer is one whose lists are held
+	issuer              issuerID // zero: none whose lists are held
 	from, until         time.Time
 }
 
@@ -55,7 +54,7 @@ func (g *Gate) identify(chain []*x509.Certificate) (identity, error) {
 		return identity{}, &refusal{NotForService, err}
 	}
 	who := identity{credential: id, subject: subject, serial: newSerial(leaf.SerialNumber), from: leaf.NotBefore, until: validUntil(chain)}
-	who.issuer, who.known = g.crls.issuerOf(leaf)
+	who.issuer = g.crls.issuerOf(leaf)
 	if reason := g.judge(who, now); reason != Admitted && !passing(reason) {
 		return identity{}, &refusal{reason, fmt.Errorf("credential %s, serial %s: %s", id, who.serial, reason)}
 	}
@@ -69,8 +68,6 @@ func (g *Gate) judge(who identity, now moment) Reason {
 		return NotYetValid
 	case now.judged.After(who.until):
 		return Expired
-	case !who.known:
-		return NoList
 	}
 	return g.crls.check(who.issuer, who.serial, now)
 }

@@ -57,16 +57,16 @@ func newCRLs(path string, maxAge time.Duration, log *slog.Logger) *crls {
 }
 
 // issuerOf finds the CA that signed a certificate among those whose lists are
-// held. It does not go by what the terminal sent along.
-func (s *crls) issuerOf(leaf *x509.Certificate) (issuerID, bool) {
+// held; the zero id is none of them. It does not go by what the terminal sent along.
+func (s *crls) issuerOf(leaf *x509.Certificate) issuerID {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for id, h := range s.held {
 		if h.issuer.signed(leaf) {
-			return id, true
+			return id
 		}
 	}
-	return issuerID{}, false
+	return issuerID{}
 }
 
 // check says whether the certificate of that issuer and serial number may be

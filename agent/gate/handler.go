@@ -57,15 +57,12 @@ func (g *Gate) newHandler(up *upstream) http.Handler {
 		}
 		if reason != Admitted {
 			g.counts.refused(r.Context(), reason, "request refused", s.RemoteAddr(), s.who, nil)
-			// The HTTP server reads on a little before it answers.
-			http.NewResponseController(w).SetReadDeadline(time.Now().Add(lingerTime))
 			refuse(w, reason, true)
 			return
 		}
 		s.passed.Store(true)
 		g.counts.pass()
 		clean(r.Header)
-		clean(r.Trailer)
 		tame(r.Header)
 		proxy.ServeHTTP(w, r)
 	})
@@ -84,7 +81,7 @@ func rewrite(p *httputil.ProxyRequest, up *upstream) {
 	p.SetURL(up.base)
 	p.SetXForwarded()
 	p.Out.URL.RawQuery = p.In.URL.RawQuery // as it came: nothing here goes by it
-	p.Out.Trailer = nil                    // the proxy does not pass on their values
+	p.Out.Trailer = nil                    // or else their names were announced; their values do not pass
 	who := sessionOf(p.In).who
 	p.Out.Header.Set(headerCredential, string(who.credential))
 	p.Out.Header.Set(headerSubject, string(who.subject))

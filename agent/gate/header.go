@@ -15,8 +15,8 @@ const (
 	headerSubject    = "Kagimori-Subject"
 )
 
-// clean deletes what only a gate may say: headers (or trailers) of ours and
-// those by which proxies vouch for things.
+// clean deletes what only a gate may say: headers of ours, and those by which
+// proxies vouch for things. (Trailers do not pass at all.)
 func clean(h http.Header) {
 	for name := range h {
 		if reserved(name) {

@@ -54,11 +54,7 @@ func (b *bench) push(number int64, crl []byte) (fetch bool, err error) {
 }
 
 func (b *bench) check() Reason {
-	id, ok := b.crls.issuerOf(b.cred)
-	if !ok {
-		return NoList
-	}
-	return b.crls.check(id, newSerial(b.cred.SerialNumber), b.now)
+	return b.crls.check(b.crls.issuerOf(b.cred), newSerial(b.cred.SerialNumber), b.now)
 }
 
 func (b *bench) want(what string, reason Reason) {
@@ -96,7 +92,7 @@ func TestOutage(t *testing.T) {
 	b.pass(benchAge + time.Minute)
 	b.crls.confirm(b.now, false)
 	b.want("the next outage", StaleList)
-	id, _ := b.crls.issuerOf(b.cred)
+	id := b.crls.issuerOf(b.cred)
 	if err := b.crls.fetched(id, old, b.now); err != nil {
 		t.Fatal(err)
 	}
@@ -107,6 +103,14 @@ func TestOutage(t *testing.T) {
 	b.want("a new one is fetched", Admitted)
 	b.pass(benchAge + time.Second)
 	b.want("crl_max_age after it was signed", StaleList)
+	late := b.list(3)
+	b.pass(time.Hour)
+	if err := b.crls.fetched(id, late, b.now); err != nil {
+		t.Fatal(err)
+	}
+	b.want("one that was signed an hour before it is fetched", Admitted)
+	b.pass(benchAge - time.Hour + time.Second)
+	b.want("crl_max_age after that was signed", StaleList)
 }
 
 // An announced list that is not here yet ends the confirmation of the old one.
@@ -120,7 +124,7 @@ func TestAnAnnouncedListIsWaitedFor(t *testing.T) {
 	b.pass(benchAge + time.Second)
 	b.crls.confirm(b.now, true)
 	b.want("announced crl_max_age ago, the link up", StaleList)
-	id, _ := b.crls.issuerOf(b.cred)
+	id := b.crls.issuerOf(b.cred)
 	if err := b.crls.fetched(id, b.list(2), b.now); err != nil {
 		t.Fatal(err)
 	}
@@ -166,6 +170,9 @@ func TestABadPushEndsTheConfirmation(t *testing.T) {
 			at := b.now.judged
 			return &transport.ServiceRevoked{Number: 2, Issuer: b.service.cert.Raw, CRL: b.service.listWith(t,
 				&x509.RevocationList{Number: big.NewInt(2), ThisUpdate: at.Add(-2 * time.Hour), NextUpdate: at.Add(-time.Hour)})}
+		},
+		"same number, unreadable": func(b *bench) *transport.ServiceRevoked {
+			return &transport.ServiceRevoked{Number: 1, CRL: []byte("garbage"), Issuer: b.service.cert.Raw}
 		},
 		"bad address": func(b *bench) *transport.ServiceRevoked {
 			return &transport.ServiceRevoked{Number: 2, URL: "file:///etc/passwd", CRL: b.list(2), Issuer: b.service.cert.Raw}

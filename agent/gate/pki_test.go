@@ -176,3 +176,8 @@ func writeIdentity(t testing.TB, dir, name string, c tls.Certificate) (cert, key
 	}
 	return writePEM(t, dir, name+".pem", "CERTIFICATE", c.Certificate...), writePEM(t, dir, name+".key", "PRIVATE KEY", der)
 }
+
+// serialNumber is one as long as those of a real CA.
+func serialNumber(i int) *big.Int {
+	return new(big.Int).Add(new(big.Int).Lsh(big.NewInt(1), 120), big.NewInt(int64(i)))
+}

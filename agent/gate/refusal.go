@@ -87,7 +87,6 @@ func refuse(w http.ResponseWriter, reason Reason, final bool) {
 		panic(err) // strings and a number
 	}
 	h := w.Header()
-	clear(h)
 	h.Set("Content-Type", "application/problem+json")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Set("Cache-Control", "no-store")
