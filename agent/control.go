@@ -82,6 +82,10 @@ func (a *Agent) Interface() control.Interface {
 				Doc: "Destroys the operator code in force.",
 			},
 			control.Method{
+				Name: "KeycopyUnlock", Class: control.Admin, Handle: func(context.Context, *control.Call) error { return a.unlock() },
+				Doc: "Forgets the wrong operator codes that have locked this terminal.",
+			},
+			control.Method{
 				Name: "KeycopyFetch", Class: control.Operate, In: FetchParams{}, Out: KeycopyEvent{}, Stream: true, Handle: a.keycopyFetch,
 				Doc: "Copies credentials from the terminal at address (host:port), which offers them.",
 			})...),

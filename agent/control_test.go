@@ -55,7 +55,7 @@ func dial(t testing.TB, path string) *control.Client {
 func TestClasses(t *testing.T) {
 	want := map[string]control.Class{
 		"Status": control.Read, "CredentialList": control.Read, "CredentialShow": control.Read, "RelayList": control.Read,
-		"KeycopyOffer": control.Operate, "KeycopyDisarm": control.Operate, "KeycopyFetch": control.Operate, "Provision": control.Admin,
+		"KeycopyOffer": control.Operate, "KeycopyDisarm": control.Operate, "KeycopyFetch": control.Operate, "KeycopyUnlock": control.Admin, "Provision": control.Admin,
 	}
 	got := map[string]control.Class{}
 	for _, m := range testAgent(t, Config{}).Interface().Methods {

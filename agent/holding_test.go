@@ -108,6 +108,32 @@ func TestRefusedClaim(t *testing.T) {
 	c.noErrors()
 }
 
+// A terminal that is enrolled anew reports its copies anew.
+func TestNewBundleReopensClaims(t *testing.T) {
+	ca := newAuthority(t)
+	a := testAgent(t, Config{})
+	mustProvision(t, a, ca.bundle(transport.BundleTerminal, "nav-001"))
+	for id, origin := range map[transport.Name]Origin{"copied": OriginCopy, "issued": OriginIssue} {
+		h := &holdingRecord{Record: ca.record(id), Origin: origin, Source: transport.DeviceID{9}}
+		if err := a.Update(func(tx *store.Tx) error { return hold(tx, h) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.Update(func(tx *store.Tx) error { return tx.Delete(bucketClaims, "copied") }); err != nil {
+		t.Fatal(err)
+	}
+	b := ca.bundle(transport.BundleTerminal, "nav-001")
+	b.Issued += 60
+	mustProvision(t, a, b)
+	list, err := a.Credentials()
+	if err != nil || len(list) != 2 || list[0].Reported || !list[1].Reported {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if a.Status().Identity != nil {
+		t.Error("the old identity is kept")
+	}
+}
+
 func TestPickTheCredentialInForce(t *testing.T) {
 	ca := newAuthority(t)
 	v := testVault(t, t.TempDir())

@@ -297,7 +297,7 @@ func tell(ev keycopy.Event, r role) KeycopyEvent {
 	case keycopy.EventRefused:
 		left := ev.Left
 		out.Left = &left
-		out.Text = fmt.Sprintf("wrong operator code from %s; %d more wrong ones destroy the code", who, ev.Left)
+		out.Text = fmt.Sprintf("wrong operator code from %s; %s left", who, count(ev.Left, "attempt"))
 	case keycopy.EventKilled:
 		out.Text = "too many wrong operator codes; the code is destroyed"
 	case keycopy.EventExpired:

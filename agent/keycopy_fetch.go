@@ -126,13 +126,13 @@ func fetchFailed(address string, t *keycopy.Transaction, err error) error {
 	var fault transport.KeycopyFault
 	switch {
 	case errors.Is(err, keycopy.ErrLocked):
-		return control.Problemf(control.Refused, "see above", "%w", err)
+		return control.Problemf(control.Refused, "find out who typed them; wait, or run: sudo kagimori keycopy unlock", "%w", err)
 	case errors.As(err, &fault):
 		// The text of a fault says what to do.
 		next = "start with a new code: `kagimori keycopy offer` on the old terminal"
 		switch fault {
 		case transport.KeycopyAuthFailed:
-			kind, next = control.Refused, "compare the code with the old terminal's display; after 3 wrong ones it makes a new one necessary"
+			kind, next = control.Refused, "compare the code with the old terminal's display and type it again; the third wrong one destroys it"
 		case transport.KeycopyNotArmed, transport.KeycopyModeRefused, transport.KeycopyCodeUnknown, transport.KeycopyVersionRefused:
 			kind = control.Refused
 		case transport.KeycopyBusy:

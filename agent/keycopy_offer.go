@@ -87,6 +87,9 @@ func (a *Agent) arm(ctx context.Context, selected []transport.Name) (o *offering
 	if err := o.choose(selected); err != nil {
 		return nil, nil, err
 	}
+	if err := p.answers(ctx); err != nil {
+		return nil, nil, err
+	}
 	if o.listener, err = tcp.Listen(ctx, a.cfg.Keycopy.Listen); err != nil {
 		return nil, nil, control.Problemf(control.Unavailable, "choose another address for listen in the [keycopy] section, or stop what uses it", "%w", err)
 	}
@@ -119,6 +122,18 @@ func (a *Agent) arm(ctx context.Context, selected []transport.Name) (o *offering
 	}
 }
 
+// answers proves that the security code can be used: with a chip that has died,
+// an offer would turn everybody away.
+func (p *party) answers(ctx context.Context) error {
+	tag, err := p.code.MAC(ctx, []byte("is it there"))
+	if err != nil {
+		problem, _ := storageProblem(err)
+		return fmt.Errorf("use the security code: %w", problem)
+	}
+	tag.Wipe()
+	return nil
+}
+
 // backdated makes codes live shorter than the protocol allows, if the
 // configuration says so.
 func (a *Agent) backdated(now keycopy.Instant) keycopy.Instant {
@@ -140,7 +155,7 @@ func (o *offering) choose(selected []transport.Name) error {
 	err := p.vault.store.View(func(tx *store.Tx) error {
 		wait, err := locked(tx, roleSource, now)
 		if err == nil && wait > 0 {
-			err = control.Problemf(control.Refused, "find out who typed them; it unlocks by itself", "%w", &keycopy.Locked{For: wait})
+			err = control.Problemf(control.Refused, "find out who typed them; wait, or run: sudo kagimori keycopy unlock", "%w", &keycopy.Locked{For: wait})
 		}
 		return err
 	})
@@ -218,6 +233,22 @@ func (a *Agent) disarm() bool {
 	o.source.Disarm()
 	<-o.done
 	return true
+}
+
+// unlock forgets wrong operator codes, on an administrator's word.
+func (a *Agent) unlock() error {
+	v, err := a.open()
+	if err != nil {
+		return err
+	}
+	for _, r := range []role{roleSource, roleTarget} {
+		t := attempts{vault: v, role: r}
+		if err := t.change(func(log *keycopy.AttemptLog) { log.Reset() }); err != nil {
+			return err
+		}
+	}
+	a.log.Warn("wrong operator codes forgotten by an administrator")
+	return nil
 }
 
 // records gives copies of this terminal's credentials, those selected or all.

@@ -207,6 +207,41 @@ func TestWrongOperatorCodes(t *testing.T) {
 	}
 }
 
+// Nine wrong codes in a day lock the terminal; an administrator can end that.
+func TestLockedAndUnlocked(t *testing.T) {
+	r := newCopyRig(t, "maps-1")
+	counter := attempts{r.old.vault, roleSource, r.old.clock.Steady}
+	for range keycopy.AttemptsPerWindow {
+		if err := counter.Count(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := r.old.arm(t.Context(), nil); !errors.Is(err, keycopy.ErrLocked) || !strings.Contains(control.AsProblem(err).Next, "unlock") {
+		t.Errorf("%v", err)
+	}
+	if s := r.old.Status().Keycopy; s.Locked == 0 {
+		t.Errorf("status %+v", s)
+	}
+	if err := r.old.unlock(); err != nil {
+		t.Fatal(err)
+	}
+	o, code := r.arm()
+	if _, _, err := r.fetch(o, code); err != nil {
+		t.Error(err)
+	}
+}
+
+// An offer with a chip that has died would turn everybody away.
+func TestNoOfferWithoutTheSecurityCode(t *testing.T) {
+	r := newCopyRig(t, "maps-1")
+	if err := r.old.vault.module.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := r.old.arm(t.Context(), nil); !errors.Is(err, &control.Problem{Kind: control.Storage}) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestOffersOneAfterTheOther(t *testing.T) {
 	r := newCopyRig(t, "maps-1")
 	o, _ := r.arm()

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -51,21 +52,22 @@ func (a *Agent) Linked() bool { return a.link.get().Up() }
 type linkStatus struct {
 	mu     sync.Mutex
 	status LinkStatus           // guarded by mu
-	told   map[string]time.Time // guarded by mu: when a server's failure was last worth a line
+	told   map[string]time.Time // guarded by mu: when a server's state was last worth a line
 }
 
-// news says whether a failure is worth a line in the log: the first one, and
-// one in an hour. A server may be away for weeks.
-func (l *linkStatus) news(server string, lived time.Duration) bool {
+// news says whether a failure is worth a line in the log: the first of its
+// sort, and one in an hour. A server may be away for weeks.
+func (l *linkStatus) news(s LinkStatus, lived time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if lived == 0 && time.Since(l.told[server]) < time.Hour {
+	key := string(s.State) + " " + s.Server
+	if lived == 0 && time.Since(l.told[key]) < time.Hour {
 		return false
 	}
-	if l.told == nil {
+	if l.told == nil || lived > 0 {
 		l.told = map[string]time.Time{}
 	}
-	l.told[server] = time.Now()
+	l.told[key] = time.Now()
 	return true
 }
 
@@ -110,7 +112,7 @@ func (a *Agent) runLink(ctx context.Context, v *vault) {
 		self, err := v.self()
 		switch {
 		case err != nil:
-			a.link.set(failed("", err))
+			a.link.set(failed("", "", err))
 			l.pause(ctx, 0)
 		case self == nil:
 			a.link.set(LinkStatus{State: LinkUnprovisioned, Next: "take in a bundle: " + a.cfg.Program + " provision BUNDLE"})
@@ -150,7 +152,7 @@ func (l *linker) connect(ctx context.Context, self *terminalRecord) (lived time.
 	defer self.CommonKey.Wipe()
 	chain, err := l.vault.identityChain()
 	if err != nil {
-		l.link.set(failed("", err))
+		l.link.set(failed("", "", err))
 		return 0, false
 	}
 	for _, server := range self.Servers {
@@ -160,7 +162,7 @@ func (l *linker) connect(ctx context.Context, self *terminalRecord) (lived time.
 			if err = t.enroll(ctx); err == nil {
 				return 0, true
 			}
-			l.complain(ctx, server, 0, err)
+			l.complain(ctx, server, self.Terminal, 0, err)
 		}
 		if chain == nil {
 			continue
@@ -170,7 +172,7 @@ func (l *linker) connect(ctx context.Context, self *terminalRecord) (lived time.
 			return lived, again
 		}
 		l.renewal.refused = errors.Is(err, mqtt.ErrRefused)
-		l.complain(ctx, server, lived, err)
+		l.complain(ctx, server, self.Terminal, lived, err)
 		if lived > 0 {
 			return lived, again
 		}
@@ -179,24 +181,25 @@ func (l *linker) connect(ctx context.Context, self *terminalRecord) (lived time.
 }
 
 // complain shows and logs a failure.
-func (l *linker) complain(ctx context.Context, server string, lived time.Duration, err error) {
+func (l *linker) complain(ctx context.Context, server string, terminal transport.Name, lived time.Duration, err error) {
 	if ctx.Err() != nil {
 		return
 	}
+	status := failed(server, terminal, err)
 	level := slog.LevelDebug
-	if l.link.news(server, lived) {
+	if l.link.news(status, lived) {
 		level = slog.LevelWarn
 	}
-	l.link.set(failed(server, err))
+	l.link.set(status)
 	l.log.Log(ctx, level, "link failed", "server", server, "lived", lived.Round(time.Second), "err", err)
 }
 
 // failed says what went wrong with the link.
-func failed(server string, err error) LinkStatus {
+func failed(server string, terminal transport.Name, err error) LinkStatus {
 	s := LinkStatus{State: LinkWaiting, Server: server, Error: err.Error(), Next: "nothing to do if the server or the network is down: it connects by itself"}
 	if errors.Is(err, mqtt.ErrRefused) {
 		s.State = LinkRefused
-		s.Next = "have an administrator look at this terminal with `kagimori-server terminal show`; after `kagimori-server terminal reenroll`, provision the bundle it makes"
+		s.Next = fmt.Sprintf("have an administrator look at it with `kagimori-server terminal show %[1]s`; if it is to go on, `kagimori-server terminal reenroll %[1]s` makes a bundle to provision here", terminal)
 	}
 	if p, ok := errors.AsType[*control.Problem](err); ok {
 		s.Next = p.Next

@@ -90,11 +90,20 @@ func (a *Agent) takeIn(ctx context.Context, v *vault, b *transport.Bundle, next 
 		if err := tx.Put(bucketTerminal, keySelf, next); err != nil {
 			return err
 		}
-		if outcome == OutcomeReplaced {
-			// A newer bundle means another common key: enroll with that.
-			return tx.Delete(bucketIdentity, keyChain)
+		if outcome != OutcomeReplaced {
+			return nil
 		}
-		return nil
+		// A newer bundle means another common key: enroll with that. What the
+		// server knew of copies that are here may have ended with the old one.
+		if err := tx.Delete(bucketIdentity, keyChain); err != nil {
+			return err
+		}
+		return eachHolding(tx, func(h *holdingRecord) error {
+			if h.Origin != OriginCopy {
+				return nil
+			}
+			return tx.Put(bucketClaims, string(h.Record.ID), &claimRecord{Source: h.Source, Time: h.Since})
+		})
 	})
 	if err != nil {
 		return control.Problemf(control.Storage, "look into the daemon's log; nothing was changed", "keep the bundle: %w", err)

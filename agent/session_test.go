@@ -239,8 +239,35 @@ func TestLostRepliesAndPowerCuts(t *testing.T) {
 	}
 }
 
-// The power fails between effect and result: both are in the ledger, so the
-// repeated command gets the same answer and nothing is done again. req: L8
+// The effect is durable and the power fails before the result is sent. req: L8
+func TestPowerCutBetweenEffectAndResult(t *testing.T) {
+	c := newConversation(t)
+	id := c.server.order(order("maps-1"))
+	held := func() bool { return c.holding("maps-1") != nil }
+	queue, err := c.session.receive(t.Context(), ready(t))
+	for err == nil && len(queue) > 0 && !held() {
+		replies := c.server.receive(queue[0])
+		queue = queue[1:]
+		for _, reply := range replies {
+			var more [][]byte
+			more, err = c.session.receive(t.Context(), reply)
+			queue = append(queue, more...)
+		}
+	}
+	if err != nil || !held() || len(c.server.got(id)) != 0 {
+		t.Fatalf("%v: the moment was missed", err)
+	}
+	key := string(c.holding("maps-1").Record.Secret.Bytes)
+	c.restart() // what is in queue is lost
+	c.only(id, transport.CommandDone, "")
+	if string(c.holding("maps-1").Record.Secret.Bytes) != key {
+		t.Error("the effect was repeated")
+	}
+	c.noErrors()
+}
+
+// A server that was put back from a backup repeats commands: they get the same
+// answer, and nothing is done again. req: L8
 func TestRepeatedCommandHasOneEffect(t *testing.T) {
 	c := newConversation(t)
 	id := c.server.order(order("maps-1"))
@@ -249,7 +276,6 @@ func TestRepeatedCommandHasOneEffect(t *testing.T) {
 	key := string(c.holding("maps-1").Record.Secret.Bytes)
 	for range 3 {
 		c.restart()
-		// A server that was put back from a backup knows nothing of it.
 		c.server.commands = []*transport.Command{&command}
 		delete(c.server.orders, id)
 		c.push(&transport.CommandReady{})

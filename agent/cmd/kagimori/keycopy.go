@@ -26,7 +26,7 @@ func keycopyVerbs() *cobra.Command {
 it. On the old one: "kagimori keycopy offer" shows an operator code. On the new
 one: "kagimori keycopy fetch HOST:PORT" asks for it. Both must have been
 provisioned for the same group; no server needs to be in reach.`,
-		offerVerb(), fetchVerb(), disarmVerb())
+		offerVerb(), fetchVerb(), disarmVerb(), unlockVerb())
 }
 
 func offerVerb() *cobra.Command {
@@ -232,6 +232,26 @@ func disarmVerb() *cobra.Command {
 					fmt.Fprintln(w, "no offer stood")
 				}
 			})
+		},
+	}
+}
+
+func unlockVerb() *cobra.Command {
+	return &cobra.Command{
+		Use:     "unlock",
+		Short:   "Forget wrong operator codes that have locked this terminal",
+		Long:    "Nine wrong operator codes in a day lock key copies on a terminal, for an hour and\nthen longer. Once it is clear who typed them, an administrator ends the lock here.",
+		Example: "  sudo kagimori keycopy unlock",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := verb.Dial(cmd)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			if err := c.Call(cmd.Context(), "com.kagimori.agent.KeycopyUnlock", nil, nil); err != nil {
+				return err
+			}
+			return verb.Print(cmd, struct{}{}, func(w io.Writer) { fmt.Fprintln(w, "wrong operator codes are forgotten") })
 		},
 	}
 }

@@ -59,6 +59,8 @@ func showStatus(w io.Writer, s *agent.Status) {
 
 func who(s *agent.Status) any {
 	switch {
+	case !s.Keys.Open:
+		return verb.Warn("not known while the keys are not available")
 	case s.Kind == "":
 		return verb.Warn("not provisioned")
 	case s.Kind == transport.BundleSpare:
@@ -133,7 +135,7 @@ func relayLine(r *agent.RelayStatus) any {
 	}
 	text += fmt.Sprintf(", with %s, %d open", r.Credential, r.Active)
 	if r.Error != "" {
-		text += "; last refusal: " + r.Error
+		text += fmt.Sprintf("; last refusal %s: %s", verb.Time(r.ErrorTime), r.Error)
 	}
 	return text
 }
