@@ -27,7 +27,7 @@ func TestCopy(t *testing.T) {
 			}
 			r.wantInstalled(t, r.records)
 			r.wantWiped(t)
-			if got := r.source.Watch(t.Context()); got.Reason != EndDelivered || len(got.Transaction.Taken) != n || got.Transaction.Peer != r.targetConfig.Device {
+			if got := r.ended(t); got.Reason != EndDelivered || len(got.Transaction.Taken) != n || got.Transaction.Peer != r.targetConfig.Device {
 				t.Errorf("outcome %+v", got)
 			}
 			if r.target.Usable() || r.sourceLedger.failures()+r.targetLedger.failures() != 0 {
@@ -164,7 +164,7 @@ func TestNothingToCopy(t *testing.T) {
 	wantFault(t, "target", targetErr, transport.KeycopyManifestRejected, false)
 	r.wantInstalled(t, nil)
 	r.wantWiped(t)
-	if o := r.source.Watch(t.Context()); o.Reason != EndAborted || len(o.Transaction.Withheld) != 1 {
+	if o := r.ended(t); o.Reason != EndAborted || len(o.Transaction.Withheld) != 1 {
 		t.Errorf("%+v", o)
 	}
 }

@@ -44,7 +44,7 @@ func TestWrongOperatorCode(t *testing.T) {
 		}
 	}
 	r.wantWiped(t)
-	if o := r.source.Watch(t.Context()); o.Reason != EndKilled || o.Transaction != nil {
+	if o := r.ended(t); o.Reason != EndKilled || o.Transaction != nil {
 		t.Errorf("%+v", o)
 	}
 	if k := r.kinds(); !slices.Equal(k, []EventKind{EventRefused, EventRefused, EventRefused, EventKilled}) {

@@ -287,6 +287,18 @@ func (r *rig) copyOnce(t testing.TB) (sourceErr, targetErr error) {
 	return r.pump(context.Background(), sc, tc, asSent)
 }
 
+// ended waits for the Source's end, which is due.
+func (r *rig) ended(t testing.TB) Outcome {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	o := r.source.Watch(ctx)
+	if ctx.Err() != nil {
+		t.Fatal("the Source has not ended")
+	}
+	return o
+}
+
 // kinds are the events so far.
 func (r *rig) kinds() (k []EventKind) {
 	for _, e := range r.events {

@@ -32,14 +32,15 @@ type Conn interface {
 var ErrNotClosed = errors.New("the keys are installed here, but the old terminal did not confirm that it knows; look at its status")
 
 // Serve runs one connection of a Source; whoever accepted it closes it. The
-// error is an *Error, and also transport.ErrKeycopyStranger if the peer never
-// proved the security code.
+// error is an *Error, and also transport.ErrKeycopyStranger if the peer was to
+// prove the security code and did not.
 func Serve(ctx context.Context, conn Conn, s *Source) error {
 	r := s.newRun(conn.Channel())
 	s.cfg.tell(r.event(EventConnected, Event{}))
 	err := drive(ctx, conn, r)
 	r.end(err)
-	if err != nil && !r.admitted {
+	turnedAway := errors.Is(err, transport.KeycopyBusy) || errors.Is(err, transport.KeycopyNotArmed)
+	if err != nil && !r.admitted && !turnedAway {
 		return fmt.Errorf("%w: %w", transport.ErrKeycopyStranger, err)
 	}
 	return err

@@ -125,7 +125,7 @@ func TestCopyOverTLS(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				outcome := r.source.Watch(t.Context())
+				outcome := r.ended(t)
 				if deal.Peer != r.sourceConfig.Device || deal.Name != sourceName || len(deal.Taken) != n {
 					t.Errorf("Target's view: %s %q, %d taken", deal.Peer.Short(), deal.Name, len(deal.Taken))
 				}
@@ -154,7 +154,7 @@ func TestWrongCodesOverTLS(t *testing.T) {
 			t.Error("a wrong code is kept, or something was granted")
 		}
 	}
-	if o := r.source.Watch(t.Context()); o.Reason != EndKilled {
+	if o := r.ended(t); o.Reason != EndKilled {
 		t.Errorf("%+v", o)
 	}
 	r.wantWiped(t)
@@ -243,7 +243,7 @@ func TestErrorReachesABusySender(t *testing.T) {
 	address := r.offer(t, ca.config())
 	_, err := r.fetch(t, address, ca.config())
 	wantFault(t, "target", err, transport.KeycopyStoreFailed, false)
-	r.source.Watch(t.Context())
+	r.ended(t)
 	if e := r.last(EventAborted); !errors.Is(e.Err, transport.KeycopyStoreFailed) {
 		t.Errorf("the Source knows only: %v", e.Err)
 	}
@@ -268,7 +268,7 @@ func TestCancelledServe(t *testing.T) {
 	if !errors.Is(err, ErrNotClosed) && err != nil || len(deal.Taken) != 1 {
 		t.Errorf("%v", err)
 	}
-	if o := r.source.Watch(t.Context()); o.Reason != EndDisarmed {
+	if o := r.ended(t); o.Reason != EndDisarmed {
 		t.Errorf("%+v", o)
 	}
 }

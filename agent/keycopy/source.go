@@ -208,8 +208,9 @@ func (s *Source) enter(r *sourceRun, fleet *fleetKeys) ([]byte, error) {
 // the one transaction of this code. Whatever is wrong, r has left the proof
 // stage afterwards.
 func (s *Source) judge(ctx context.Context, r *sourceRun, right func() bool) error {
+	defer s.release(r) // before the peer hears of it and comes back
 	if err := s.armed(); err != nil {
-		return err // leave gives the place up
+		return err
 	}
 	if err := s.cfg.Attempts.Count(ctx); err != nil {
 		if errors.Is(err, ErrLocked) {
@@ -228,8 +229,17 @@ func (s *Source) judge(ctx context.Context, r *sourceRun, right func() bool) err
 	if err := s.check(); err != nil { // it may have been disarmed meanwhile
 		return err
 	}
-	s.state, s.proving = Serving, nil
+	s.state = Serving
 	return nil
+}
+
+// release frees the place in the proof stage if r holds it.
+func (s *Source) release(r *sourceRun) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.proving == r {
+		s.proving = nil
+	}
 }
 
 // wrong books a wrong operator code; the last one allowed kills the code.
@@ -277,17 +287,15 @@ func (s *Source) received() {
 // leave ends r's part: its place is free again, and if it was the transaction
 // the Source has ended with it.
 func (s *Source) leave(r *sourceRun) {
+	s.release(r)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.proving == r:
-		s.proving = nil
-		if s.state == Ended {
-			s.announce()
-		}
-	case r.state >= sourceGranting && r.received:
+	case r.received:
 		s.end(EndDelivered)
 	case r.state >= sourceGranting:
 		s.end(EndAborted)
+	case r.judged && s.state == Ended:
+		s.announce()
 	}
 }

@@ -68,8 +68,32 @@ func TestOneTargetAtATime(t *testing.T) {
 		t.Errorf("%s", state)
 	}
 	third.end(errDisk)
-	if o := r.source.Watch(t.Context()); o.Reason != EndAborted || o.Transaction == nil || o.Transaction.Taken != nil {
+	if o := r.ended(t); o.Reason != EndAborted || o.Transaction == nil || o.Transaction.Taken != nil {
 		t.Errorf("%+v", o)
+	}
+}
+
+// Whoever has heard that a code was wrong may come back at once.
+func TestPlaceIsFreeBeforeTheVerdictIsSent(t *testing.T) {
+	r := newRig(t, 1)
+	r.target = NewTarget(r.targetConfig, r.typed("00000000"))
+	first, firstTarget, err := r.begin(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proof, _, err := firstTarget.create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	verdict := first.consume(t.Context(), proof)
+	wantFault(t, "wrong code", verdict, transport.KeycopyAuthFailed, false)
+	r.target = NewTarget(r.targetConfig, r.typed("12345678"))
+	if _, _, err := r.begin(t); err != nil {
+		t.Error(err)
+	}
+	first.end(verdict) // and does not take the place from the other
+	if r.source.proving == nil {
+		t.Error("the place was taken from its holder")
 	}
 }
 
@@ -209,7 +233,7 @@ func TestDisarm(t *testing.T) {
 		t.Errorf("%d items left", items)
 	}
 	r.wantInstalled(t, nil)
-	if o := r.source.Watch(t.Context()); o.Reason != EndDisarmed || o.Transaction == nil {
+	if o := r.ended(t); o.Reason != EndDisarmed || o.Transaction == nil {
 		t.Errorf("%+v", o)
 	}
 	// Between the verdict and the grant.
