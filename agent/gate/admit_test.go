@@ -39,15 +39,17 @@ func TestTheTerminalCanTellAForeignGate(t *testing.T) {
 	}
 }
 
-// Each of these is turned away at the handshake: the terminal sees the alert,
-// the log says why, and nothing reaches the service.
-//
-// req: L5, L18
-func TestRefusedAtTheHandshake(t *testing.T) {
-	h := newHouse(t)
+// A stranger is somebody whom the gate turns away at the handshake.
+type stranger struct {
+	name        string
+	certificate tls.Certificate
+	reason      Reason
+	says        string // in the log
+}
+
+func strangers(t *testing.T, h *house, good, revoked tls.Certificate) []stranger {
 	other := newDeployment(t, "other")
 	twin := newDeployment(t, "demo") // the same names, other keys
-	good := h.credential(t, "maps", "cr-1")
 	with := func(change func(*x509.Certificate)) tls.Certificate {
 		c := h.template("maps", "cr-1", "place-1")
 		change(c)
@@ -55,15 +57,7 @@ func TestRefusedAtTheHandshake(t *testing.T) {
 	}
 	uri := func(u transport.URI) []*url.URL { return []*url.URL{u.URL()} }
 	self := newCAWith(t, nil, "self", newKey(t))
-	revoked := h.credential(t, "maps", "cr-9")
-	h.push(2, revoked)
-
-	for _, c := range []struct {
-		name        string
-		certificate tls.Certificate
-		reason      Reason
-		says        string
-	}{
+	return []stranger{
 		{"no certificate", tls.Certificate{}, NoCertificate, "didn't provide a certificate"},
 		{"identity certificate", h.identity.leaf(t, &x509.Certificate{
 			Subject: pkix.Name{CommonName: "nav-001"}, NotAfter: time.Now().Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
@@ -105,7 +99,17 @@ func TestRefusedAtTheHandshake(t *testing.T) {
 		{"without its chain", sent(good), UnknownIssuer, "unknown authority"},
 		{"long chain", sent(good, h.service.cert, h.service.cert, h.service.cert, h.service.cert), NotForService, "chain of 5"},
 		{"revoked", revoked, Revoked, "credential cr-9"},
-	} {
+	}
+}
+
+// Each of them sees the alert, the log says why, and nothing reaches the service.
+//
+// req: L5, L18
+func TestRefusedAtTheHandshake(t *testing.T) {
+	h := newHouse(t)
+	good, revoked := h.credential(t, "maps", "cr-1"), h.credential(t, "maps", "cr-9")
+	h.push(2, revoked)
+	for _, c := range strangers(t, h, good, revoked) {
 		t.Run(c.name, func(t *testing.T) {
 			h.log.reset()
 			before := h.gate.Status()

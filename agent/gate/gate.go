@@ -6,10 +6,10 @@
 //   - door.go: accepting, and the TLS handshake
 //   - admit.go: who may pass, asked at the handshake and at each request
 //   - session.go: the connections that are open, and how they are dropped
-//   - crl.go, crls.go, fetch.go: which certificates are revoked, how we know
+//   - crl.go, crls.go, kept.go, fetch.go: which certificates are revoked, how we know
 //   - handler.go, header.go, upstream.go: the way to the service and what it is told
 //   - refusal.go: why not, in words for the terminal (RFC 9457)
-//   - status.go, control.go: what people see
+//   - count.go, status.go, control.go: what people see
 //   - source.go: what the gate takes from its agent
 //
 // Rules, each held by a test:

@@ -159,9 +159,24 @@ func TestUpstreamDown(t *testing.T) {
 			}
 		}
 	}
-	// It accepts and hangs up; it answers nonsense; nobody is there.
-	answers := make(chan string, 2)
-	served := make(chan struct{})
+	answers, served := oddService(l)
+	answers <- "SMTP ready\r\n"
+	check("nonsense", http.StatusBadGateway, UpstreamDown)
+	answers <- "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+	check("an upgrade that nobody asked for", http.StatusBadGateway, UpstreamDown)
+	close(answers)
+	<-served
+	l.Close()
+	check("nobody there", http.StatusBadGateway, UpstreamDown)
+	h.logs("request failed", "reason=upstream", "connection refused")
+	if s := h.gate.Status(); s.Refused[string(UpstreamDown)] != 3 {
+		t.Errorf("status: %+v", s)
+	}
+}
+
+// oddService gives each answer to one request, until there are no more.
+func oddService(l net.Listener) (chan<- string, <-chan struct{}) {
+	answers, served := make(chan string, 2), make(chan struct{})
 	go func() {
 		defer close(served)
 		for answer := range answers {
@@ -179,18 +194,7 @@ func TestUpstreamDown(t *testing.T) {
 			}
 		}
 	}()
-	answers <- "SMTP ready\r\n"
-	check("nonsense", http.StatusBadGateway, UpstreamDown)
-	answers <- "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
-	check("an upgrade that nobody asked for", http.StatusBadGateway, UpstreamDown)
-	close(answers)
-	<-served
-	l.Close()
-	check("nobody there", http.StatusBadGateway, UpstreamDown)
-	h.logs("request failed", "reason=upstream", "connection refused")
-	if s := h.gate.Status(); s.Refused[string(UpstreamDown)] != 3 {
-		t.Errorf("status: %+v", s)
-	}
+	return answers, served
 }
 
 // A camera's pictures: large bodies both ways, neither kept in memory nor cut.
