@@ -160,6 +160,10 @@ func (a *Agent) openVault(ctx context.Context, fatal context.CancelCauseFunc) (*
 			a.vault, a.problem = v, nil
 			a.mu.Unlock()
 			a.log.Info("key storage open", "level", v.module.Level(), "device", v.device.Short())
+			if self, err := v.self(); err == nil { // so that the first answer is not "starting"
+				a.link.set(a.waitsFor(self))
+				self.wipe()
+			}
 			once()
 			a.changed()
 			return v, nil

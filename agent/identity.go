@@ -29,7 +29,7 @@ func deviceOf(key crypto.Signer) (transport.DeviceID, error) {
 func (v *vault) keepIdentity(bundle transport.ID, chain [][]byte) error {
 	return v.update(func(tx *store.Tx) error {
 		var self terminalRecord
-		defer self.CommonKey.Wipe()
+		defer self.wipe()
 		found, err := tx.Get(bucketTerminal, keySelf, &self)
 		if err != nil {
 			return err

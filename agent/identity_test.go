@@ -66,10 +66,12 @@ func TestIdentityIsRenewed(t *testing.T) {
 	s.mu.Lock()
 	s.ca.to = to
 	s.identity = nil // as a server does below a third of its life
+	later := func() time.Time { return time.Now().Add(15 * time.Hour) }
+	s.now = later
 	s.mu.Unlock()
 
 	a.clock.mu.Lock() // fifteen hours pass
-	a.clock.wall = func() time.Time { return time.Now().Add(15 * time.Hour) }
+	a.clock.wall = later
 	a.clock.mu.Unlock()
 	eventually(t, "renewed", func() bool { return a.Status().Identity.Serial != first && state(a) == LinkConnected })
 	if n, enrollments := p.count(); n != 2 || enrollments != 2 {

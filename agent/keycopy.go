@@ -99,7 +99,7 @@ func (a *Agent) party() (*party, error) {
 	if self == nil {
 		return nil, control.Problemf(control.Conflict, "take in a bundle first: "+a.cfg.Program+" provision BUNDLE", "this device has no security code yet")
 	}
-	self.CommonKey.Wipe()
+	self.wipe()
 	p := &party{vault: v, self: self, clock: a.keycopyClock()}
 	if p.roots, err = self.roots(); err != nil {
 		return nil, err

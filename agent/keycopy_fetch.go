@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"sync/atomic"
 
@@ -28,6 +29,9 @@ func (a *Agent) fetch(ctx context.Context, address string, typed transport.Sensi
 	p, err := a.party()
 	if err != nil {
 		return nil, err
+	}
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return nil, control.Problemf(control.Usage, "give it as the old terminal shows it, for example 192.0.2.7:8885", "%q is not HOST:PORT", address)
 	}
 	if len(selected) > transport.MaxKeycopySelect {
 		return nil, control.Problemf(control.BadInput, "leave them out to copy all, or copy in several runs", "%d credentials selected, the limit is %d", len(selected), transport.MaxKeycopySelect)

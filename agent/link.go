@@ -36,18 +36,20 @@ const (
 // LinkStatus is what status says about the link.
 type LinkStatus struct {
 	State  LinkState `json:"state"`
-	Server string    `json:"server,omitempty"` // host:port, of the connection or of the last attempt
-	Since  time.Time `json:"since,omitzero"`   // of this state, by the system clock
-	Retry  time.Time `json:"retry,omitzero"`   // of the next attempt, by the system clock
-	Error  string    `json:"error,omitempty"`  // of the last attempt
-	Next   string    `json:"next,omitempty"`   // what somebody can do about it
+	Server string    `json:"server,omitempty"`        // host:port, of the connection or of the last attempt
+	Since  time.Time `json:"since,omitzero"`          // of this state
+	Retry  int       `json:"retry_seconds,omitempty"` // until the next attempt
+	Error  string    `json:"error,omitempty"`         // of the last attempt
+	Next   string    `json:"next,omitempty"`          // what somebody can do about it
+
+	since, retry time.Time // by the system clock's monotonic reading
 }
 
 // Up says whether the server can be talked to.
 func (s LinkStatus) Up() bool { return s.State == LinkConnected }
 
 // Linked says whether the server can be talked to now.
-func (a *Agent) Linked() bool { return a.link.get().Up() }
+func (a *Agent) Linked() bool { return a.link.get(a.clock).Up() }
 
 type linkStatus struct {
 	mu     sync.Mutex
@@ -74,18 +76,30 @@ func (l *linkStatus) news(s LinkStatus, lived time.Duration) bool {
 func (l *linkStatus) set(s LinkStatus) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	s.since = time.Now()
 	if s.State == l.status.State && s.Server == l.status.Server {
-		s.Since = l.status.Since
-	} else {
-		s.Since = time.Now().UTC().Truncate(time.Second)
+		s.since = l.status.since
 	}
 	l.status = s
 }
 
-func (l *linkStatus) get() LinkStatus {
+// retryAt notes when the next attempt follows.
+func (l *linkStatus) retryAt(t time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.status
+	l.status.retry = t
+}
+
+// get tells times by the agent's clock: the system's may say 1970.
+func (l *linkStatus) get(clock *Clock) LinkStatus {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.status
+	s.Since = clock.Now().Add(-time.Since(s.since)).UTC().Truncate(time.Second)
+	if !s.retry.IsZero() {
+		s.Retry = max(0, int(time.Until(s.retry).Round(time.Second)/time.Second))
+	}
+	return s
 }
 
 // A linker is what outlives a connection.
@@ -114,11 +128,8 @@ func (a *Agent) runLink(ctx context.Context, v *vault) {
 		case err != nil:
 			a.link.set(failed("", "", err))
 			l.pause(ctx, 0)
-		case self == nil:
-			a.link.set(LinkStatus{State: LinkUnprovisioned, Next: "take in a bundle: " + a.cfg.Program + " provision BUNDLE"})
-			a.rest(ctx, loop, time.Hour, changed)
-		case self.spare():
-			a.link.set(LinkStatus{State: LinkSpare})
+		case self == nil || self.spare():
+			a.link.set(a.waitsFor(self))
 			a.rest(ctx, loop, time.Hour, changed)
 		default:
 			if l.bundle != self.newest() { // perhaps other servers, in any case another try
@@ -131,13 +142,22 @@ func (a *Agent) runLink(ctx context.Context, v *vault) {
 	}
 }
 
+// waitsFor is the link's state before it does anything.
+func (a *Agent) waitsFor(self *terminalRecord) LinkStatus {
+	switch {
+	case self == nil:
+		return LinkStatus{State: LinkUnprovisioned, Next: "take in a bundle: " + a.cfg.Program + " provision BUNDLE"}
+	case self.spare():
+		return LinkStatus{State: LinkSpare}
+	}
+	return LinkStatus{State: LinkConnecting, Server: self.Servers[0]}
+}
+
 // pause waits between two attempts; a new bundle ends it.
 func (l *linker) pause(ctx context.Context, lived time.Duration) {
 	pause := l.backoff.Next(lived, l.random)
 	until := time.Now().Add(pause)
-	s := l.link.get()
-	s.Retry = until.UTC().Truncate(time.Second)
-	l.link.set(s)
+	l.link.retryAt(until)
 	for left := pause; left > 0 && l.rest(ctx, l.loop, left, l.changed); left = time.Until(until) {
 		if self, err := l.vault.self(); err == nil && self.newest() != l.bundle {
 			return
@@ -149,7 +169,7 @@ func (l *linker) pause(ctx context.Context, lived time.Duration) {
 // identity yet or is to renew it, and holds a session until that ends. again is
 // true when the next attempt should follow at once.
 func (l *linker) connect(ctx context.Context, self *terminalRecord) (lived time.Duration, again bool) {
-	defer self.CommonKey.Wipe()
+	defer self.wipe()
 	chain, err := l.vault.identityChain()
 	if err != nil {
 		l.link.set(failed("", "", err))

@@ -52,14 +52,12 @@ func (a *Agent) take(ctx context.Context, v *vault, b *transport.Bundle) (*Provi
 	if err != nil {
 		return nil, err
 	}
-	if current != nil {
-		defer current.CommonKey.Wipe()
-	}
+	defer current.wipe()
 	next, outcome, err := admit(current, b, a.cfg.Program, a.cfg.Bundles)
 	if err != nil {
 		return nil, err
 	}
-	defer next.CommonKey.Wipe()
+	defer next.wipe()
 	if outcome != OutcomeUnchanged {
 		if err := a.takeIn(ctx, v, b, next, outcome); err != nil {
 			return nil, err

@@ -109,7 +109,7 @@ func (a *Agent) Trust() (t Trust, ok bool) {
 	if err != nil || self == nil {
 		return Trust{}, false
 	}
-	self.CommonKey.Wipe()
+	self.wipe()
 	root, err := x509.ParseCertificate(self.Root)
 	if err != nil {
 		return Trust{}, false
@@ -141,8 +141,8 @@ func (r *relayRun) status(a *Agent) RelayStatus {
 	}
 	if rs.Listen != "" {
 		s.Listen = rs.Listen
-	} else if broken != nil {
-		s.Error, s.ErrorTime = broken.Error(), time.Time{}
+	} else if s.Error, s.ErrorTime = "starting", (time.Time{}); broken != nil {
+		s.Error = broken.Error()
 	}
 	if c, err := a.Credential(rs.Service, transport.UsageClient); err == nil {
 		s.Credential = c.Record.ID

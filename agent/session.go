@@ -45,6 +45,7 @@ type question struct {
 	command transport.ID   // of a CommandResult or CredentialRequest
 	claim   transport.Name // of a CredentialClaim
 	result  bool
+	poll    bool
 }
 
 // open gives what to say first: results that wait, then a poll.
@@ -137,7 +138,7 @@ func (s *session) poll() error {
 		return nil
 	}
 	s.polling, s.pollAgain = true, false
-	return s.say(&transport.CommandPoll{}, question{})
+	return s.say(&transport.CommandPoll{}, question{poll: true})
 }
 
 func (s *session) sayResult(r *transport.CommandResult) error {
@@ -194,9 +195,12 @@ func (s *session) fault(env *transport.Envelope, f *transport.Fault) error {
 	q := s.asked[i]
 	s.asked = slices.Delete(s.asked, i, i+1)
 	switch {
+	case q.poll:
+		s.polling = false
+		return f
 	case q.claim != "":
 		return errors.Join(s.claimRefused(q.claim, f), s.claim())
-	case f.Code == transport.FaultLater, q.command == transport.ID{}:
+	case f.Code == transport.FaultLater:
 		return f // it is asked again by itself
 	case f.Code == transport.FaultClosed:
 		return s.closed(q.command)

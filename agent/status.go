@@ -76,7 +76,7 @@ func (s Status) Line() string {
 
 // Status describes the agent as it is now.
 func (a *Agent) Status() Status {
-	s := Status{Program: a.cfg.Program, Version: a.cfg.Version, Link: a.link.get(), Clock: a.clock.Status(), Relays: []RelayStatus{}}
+	s := Status{Program: a.cfg.Program, Version: a.cfg.Version, Link: a.link.get(a.clock), Clock: a.clock.Status(), Relays: []RelayStatus{}}
 	for _, r := range a.relays {
 		s.Relays = append(s.Relays, r.status(a))
 	}
@@ -90,7 +90,7 @@ func (a *Agent) Status() Status {
 	s.Device, s.Keys = &v.device, keysStatus(v.module.Level())
 	self, err := v.self()
 	if err == nil && self != nil {
-		self.CommonKey.Wipe()
+		self.wipe()
 		s.Kind, s.Deployment, s.Terminal, s.Service = self.Kind, self.Deployment, self.Terminal, self.Service
 		s.Group, s.Epoch = self.Group, self.Epoch
 	}

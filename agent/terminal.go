@@ -32,6 +32,13 @@ type terminalRecord struct {
 	Service    transport.Name       `cbor:"11,keyasint"`
 }
 
+// wipe overwrites the common key; nil is fine.
+func (t *terminalRecord) wipe() {
+	if t != nil {
+		t.CommonKey.Wipe()
+	}
+}
+
 // spare says that this device has a security code and no name yet.
 func (t *terminalRecord) spare() bool { return t != nil && t.Kind == transport.BundleSpare }
 

@@ -254,6 +254,6 @@ func (t *trip) rebundled() bool {
 	if err != nil || self == nil {
 		return false
 	}
-	self.CommonKey.Wipe()
+	self.wipe()
 	return self.newest() != t.self.newest()
 }

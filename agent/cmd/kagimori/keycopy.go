@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -159,6 +160,9 @@ func summary(ev agent.KeycopyEvent) string {
 	return b.String()
 }
 
+// typings is how often a person is asked for a code that was mistyped.
+const typings = 5
+
 func fetchVerb() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "fetch HOST:PORT",
@@ -170,16 +174,19 @@ else as one line of standard input.`,
 	}
 	ids := cmd.Flags().StringArray("credential", nil, "copy only this credential (may be repeated)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if _, _, err := net.SplitHostPort(args[0]); err != nil {
+			return control.Problemf(control.Usage, "give it as the old terminal shows it, for example 192.0.2.7:8885", "%q is not HOST:PORT", args[0])
+		}
 		c, err := verb.Dial(cmd)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
 		in := agent.FetchParams{Address: args[0], Credentials: names(*ids)}
-		for {
+		for try := 1; ; try++ {
 			err := fetch(cmd, c, in)
 			// A mistyped code costs nothing: a person may type it again.
-			if !errors.Is(err, &control.Problem{Kind: control.BadInput}) || !term.IsTerminal(int(os.Stdin.Fd())) {
+			if try == typings || !errors.Is(err, &control.Problem{Kind: control.BadInput}) || !term.IsTerminal(int(os.Stdin.Fd())) {
 				return err
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "%v\n", err)

@@ -162,6 +162,7 @@ func TestVerbs(t *testing.T) {
 	b.fails(control.BadInput, "a name is", "", "credential", "show", "Maps 1")
 	b.fails(control.NotFound, "nothing to copy", "", "keycopy", "offer")
 	b.fails(control.BadInput, "9 digits", "1234\n", "keycopy", "fetch", "127.0.0.1:1")
+	b.fails(control.Usage, "not HOST:PORT", "000 000 000\n", "keycopy", "fetch", "192.0.2.7")
 	b.fails(control.Unavailable, "127.0.0.1:1", "000 000 000\n", "keycopy", "fetch", "127.0.0.1:1")
 	if out := b.must("", "keycopy", "disarm"); !strings.Contains(out, "no offer stood") {
 		t.Errorf("disarm:\n%s", out)

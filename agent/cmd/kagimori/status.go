@@ -93,8 +93,8 @@ func link(s *agent.Status) any {
 	if l.Error != "" {
 		text += ": " + l.Error
 	}
-	if !l.Retry.IsZero() {
-		text += fmt.Sprintf("; next attempt in %s", max(0, time.Until(l.Retry)).Round(time.Second))
+	if l.Retry > 0 {
+		text += fmt.Sprintf("; next attempt in %s", time.Duration(l.Retry)*time.Second)
 	}
 	return verb.Warn(text)
 }
