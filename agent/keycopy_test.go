@@ -268,6 +268,26 @@ func TestOffersOneAfterTheOther(t *testing.T) {
 	<-o.done
 }
 
+// What was not offered is not given, whatever the new terminal asks for.
+func TestOnlyWhatWasSelected(t *testing.T) {
+	r := newCopyRig(t, "maps-1", "tiles-1")
+	o, code := r.arm("tiles-1")
+	if _, _, err := r.fetch(o, code); err != nil {
+		t.Fatal(err)
+	}
+	if got := ids(t, r.new); !slices.Equal(got, []transport.Name{"tiles-1"}) {
+		t.Errorf("offered tiles-1, copied %v", got)
+	}
+	<-o.done
+	o, code = r.arm()
+	if _, _, err := r.fetch(o, code, "maps-1"); err != nil {
+		t.Fatal(err)
+	}
+	if got := ids(t, r.new); len(got) != 2 {
+		t.Errorf("holds %v", got)
+	}
+}
+
 func TestNothingToOffer(t *testing.T) {
 	r := newCopyRig(t)
 	if _, _, err := r.old.arm(t.Context(), nil); !errors.Is(err, &control.Problem{Kind: control.NotFound}) {
