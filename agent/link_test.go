@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"log/slog"
 	"net"
 	"net/url"
 	"strings"
@@ -23,7 +25,11 @@ func running(t testing.TB, cfg Config) *Agent {
 
 func runningIn(t testing.TB, dir string, cfg Config) *Agent {
 	t.Helper()
-	log := testLog(t)
+	return runningWith(t, dir, cfg, testLog(t))
+}
+
+func runningWith(t testing.TB, dir string, cfg Config, log *slog.Logger) *Agent {
+	t.Helper()
 	cfg.Program, cfg.MaxBackoff = "kagimori", 50*time.Millisecond
 	if cfg.Bundles == nil {
 		cfg.Bundles = []transport.BundleKind{transport.BundleSpare, transport.BundleTerminal}
@@ -239,6 +245,43 @@ func TestOtherMessages(t *testing.T) {
 	if trust, ok := a.Trust(); !ok || trust.Service != "maps" || trust.Terminal != "nav-001" || trust.Deployment != testDeployment {
 		t.Errorf("trust %+v", trust)
 	}
+}
+
+// What is not understood is logged and does not end the connection.
+func TestGarbageFromTheServer(t *testing.T) {
+	s := newServer(t)
+	p := newPeer(t, s, s.ca.management())
+	var said lockedBuffer
+	a := runningWith(t, t.TempDir(), Config{}, slog.New(slog.NewTextHandler(&said, nil)))
+	mustProvision(t, a, s.expect(p.address))
+	eventually(t, "connected", func() bool { return state(a) == LinkConnected })
+	for i := range 3 {
+		p.push <- []byte("garbage")
+		eventually(t, "it is logged", func() bool { return strings.Count(said.String(), "message not dealt with") == i+1 })
+	}
+	id := s.order(order("maps-1"))
+	p.push <- ready(t)
+	eventually(t, "it goes on", func() bool { return len(s.got(id)) == 1 })
+	if n, _ := p.count(); n != 1 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 type zeroes struct{}

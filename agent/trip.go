@@ -189,15 +189,15 @@ func (t *trip) session(ctx context.Context) (lived time.Duration, again bool, er
 
 // converse moves payloads. Whatever goes wrong inside the session is logged and
 // the conversation goes on; only the connection's end ends it.
-func (t *trip) converse(ctx context.Context, conn *mqtt.Conn, s *session) (again bool, err error) {
+func (t *trip) converse(ctx context.Context, conn *mqtt.Conn, s *session) (again bool, end error) {
 	tick, stop := t.dog.Tick()
 	defer stop()
 	poll := newPoller(t.cfg.Poll)
 	defer poll.stop()
-	out, err := s.open()
+	out, trouble := s.open()
 	for {
-		if err != nil {
-			t.log.Error("message not dealt with", "err", err)
+		if trouble != nil {
+			t.log.Error("message not dealt with", "err", trouble)
 		}
 		if err := t.send(ctx, conn, out...); err != nil {
 			return false, err
@@ -207,7 +207,7 @@ func (t *trip) converse(ctx context.Context, conn *mqtt.Conn, s *session) (again
 			return false, err
 		}
 		poll.arm(unsettled)
-		if out, again, err = t.event(ctx, conn, s, poll, tick); again || ctx.Err() != nil {
+		if out, again, trouble = t.event(ctx, conn, s, poll, tick); again || ctx.Err() != nil {
 			return again, nil
 		}
 		if conn.Err() != nil {
