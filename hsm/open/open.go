@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 
 	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/hsm/file"
@@ -21,19 +22,26 @@ const (
 // DefaultTPM is the device of a TPM behind the kernel's resource manager.
 const DefaultTPM = tpm.DefaultPath
 
-// Config names one key storage. Path is the device secret for KindFile, where
-// it is required, and the device or socket for KindTPM; there empty means
-// DefaultTPM.
-type Config struct{ Kind, Path string }
+// DeviceSecret is the name of the device secret in a state directory.
+const DeviceSecret = "device.secret"
+
+// Config names one key storage. Path is the device secret for KindFile, and the
+// device or socket for KindTPM. Empty, it means DeviceSecret in the state
+// directory Dir, or DefaultTPM.
+type Config struct{ Kind, Path, Dir string }
 
 // Module opens it. The errors are hsm's; see hsm.Module.
 func Module(ctx context.Context, cfg Config, log *slog.Logger) (hsm.Module, error) {
 	switch cfg.Kind {
 	case KindFile:
-		if cfg.Path == "" {
+		path := cfg.Path
+		switch {
+		case path == "" && cfg.Dir == "":
 			return nil, fmt.Errorf("open key storage: kind %q needs the path of its device secret; set it in the configuration", KindFile)
+		case path == "":
+			path = filepath.Join(cfg.Dir, DeviceSecret)
 		}
-		return typed(file.Open(cfg.Path))
+		return typed(file.Open(path))
 	case KindTPM:
 		path := cfg.Path
 		if path == "" {

@@ -6,8 +6,6 @@ package main
 import (
 	"context"
 	"os"
-	"runtime/debug"
-	"time"
 
 	"github.com/kagimori/kagimori/transport/control/verb"
 )
@@ -28,20 +26,4 @@ func program() *verb.Frame {
 	f := verb.New("kagimori", "Keeper of this terminal's keys", long, verb.Version)
 	f.Add(runVerb(), provisionVerb(), statusVerb(), credentialVerbs(), keycopyVerbs(), relayVerbs())
 	return f
-}
-
-// builtAt is when this program was built, as far as it knows: a terminal's
-// clock is never before that.
-func builtAt() time.Time {
-	if t, err := time.Parse(time.RFC3339, built); err == nil {
-		return t
-	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if t, err := time.Parse(time.RFC3339, s.Value); err == nil && s.Key == "vcs.time" {
-				return t
-			}
-		}
-	}
-	return time.Time{}
 }

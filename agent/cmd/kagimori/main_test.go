@@ -19,8 +19,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/kagimori/kagimori/agent"
 	"github.com/kagimori/kagimori/configs"
 	"github.com/kagimori/kagimori/transport"
@@ -228,19 +226,6 @@ func TestTPMThatIsNotThere(t *testing.T) {
 	path, passphrase := b.bundle()
 	b.fails(control.Storage, "absent", passphrase+"\n", "provision", path)
 	b.fails(control.Storage, "absent", "", "credential", "list")
-}
-
-func TestNoCores(t *testing.T) {
-	if err := noCores(); err != nil {
-		t.Fatal(err)
-	}
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_CORE, &limit); err != nil || limit.Cur != 0 || limit.Max != 0 {
-		t.Errorf("core limit %+v, %v", limit, err)
-	}
-	if n, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || n != 0 {
-		t.Errorf("dumpable %d, %v", n, err)
-	}
 }
 
 func TestReachable(t *testing.T) {

@@ -2,89 +2,26 @@ package main
 
 import (
 	"fmt"
-	"io"
-	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kagimori/kagimori/agent"
+	"github.com/kagimori/kagimori/agent/daemon"
 	"github.com/kagimori/kagimori/transport"
-	"github.com/kagimori/kagimori/transport/control"
-	"github.com/kagimori/kagimori/transport/control/verb"
 )
 
 func provisionVerb() *cobra.Command {
-	return &cobra.Command{
-		Use:   "provision BUNDLE",
-		Short: "Take in a provisioning bundle",
-		Long: `Takes in a bundle file that the management server made ("kagimori-server
+	return daemon.Provision(`Takes in a bundle file that the management server made ("kagimori-server
 terminal add" or "spare add"), and asks for its passphrase. The passphrase is
 read from the terminal without echo, or else as one line of standard input.
 
 A terminal bundle after a spare one of the same deployment is an upgrade. The
 same bundle twice changes nothing. A bundle of another deployment, or for
-another terminal, is refused.`,
-		Example: "  kagimori provision nav-001.bundle",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			file, err := readBundle(args[0])
-			if err != nil {
-				return err
+another terminal, is refused.`, "  kagimori provision nav-001.bundle", "com.kagimori.agent.Provision",
+		func(r *agent.ProvisionResult) (device, what string) {
+			if r.Kind == transport.BundleSpare {
+				return "device", fmt.Sprintf("a spare of deployment %s, group %s", r.Deployment, r.Group)
 			}
-			passphrase, err := verb.ReadSecret(cmd, "Passphrase: ")
-			if err != nil {
-				return err
-			}
-			defer passphrase.Wipe()
-			c, err := verb.Dial(cmd)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			in := agent.ProvisionParams{Bundle: file}
-			if in.Passphrase, err = c.Seal(cmd.Context(), agent.LabelPassphrase, passphrase); err != nil {
-				return err
-			}
-			var out agent.ProvisionResult
-			if err := c.Call(cmd.Context(), "com.kagimori.agent.Provision", in, &out); err != nil {
-				return err
-			}
-			return verb.Print(cmd, out, func(w io.Writer) { provisioned(w, args[0], &out) })
-		},
-	}
-}
-
-// readBundle reads a file that is no larger than a bundle can be.
-func readBundle(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, control.Problemf(control.BadInput, "name the bundle file that the management server made", "%w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, transport.MaxBundle+1))
-	if err != nil {
-		return nil, control.Problemf(control.BadInput, "copy the file again from where it was made", "read bundle: %w", err)
-	}
-	if len(data) > transport.MaxBundle {
-		return nil, control.Problemf(control.BadInput, "name the bundle file that the management server made", "%s is too large for a bundle", path)
-	}
-	return data, nil
-}
-
-func provisioned(w io.Writer, path string, r *agent.ProvisionResult) {
-	what := fmt.Sprintf("terminal %s of deployment %s", r.Terminal, r.Deployment)
-	if r.Kind == transport.BundleSpare {
-		what = fmt.Sprintf("a spare of deployment %s, group %s", r.Deployment, r.Group)
-	}
-	switch r.Outcome {
-	case agent.OutcomeUnchanged:
-		fmt.Fprintf(w, "nothing changed: this bundle was taken in before; this device is %s\n", what)
-	case agent.OutcomeUpgraded:
-		fmt.Fprintf(w, "this spare device is now %s; the keys it holds stay\n", what)
-	case agent.OutcomeReplaced:
-		fmt.Fprintf(w, "this device is still %s, with a newer bundle\n", what)
-	default:
-		fmt.Fprintf(w, "this device is now %s\n", what)
-	}
-	fmt.Fprintf(w, "  next: %s\n", r.Next)
-	fmt.Fprintf(w, "  next: delete the bundle, it has done its work: rm %s\n", path)
+			return "device", fmt.Sprintf("terminal %s of deployment %s", r.Terminal, r.Deployment)
+		})
 }
