@@ -1,8 +1,10 @@
 # Two commands matter: `make demo` and `make test`. `make help` lists the rest.
 GO      ?= go
 VERSION ?= $(shell git describe --always --dirty --tags 2>/dev/null || echo unknown)
-STAMP   := github.com/kagimori/kagimori/transport/control/verb.Version=$(VERSION)
-FLAGS   := -trimpath -ldflags '-s -w -X $(STAMP)'
+BUILT   ?= $(shell git log -1 --format=%cI 2>/dev/null)
+# The date of the last commit is the floor of a terminal's clock.
+STAMP   := -X github.com/kagimori/kagimori/transport/control/verb.Version=$(VERSION) -X main.built=$(BUILT)
+FLAGS   := -trimpath -ldflags '-s -w $(STAMP)'
 FUZZTIME ?= 30s
 HSM     ?= file
 

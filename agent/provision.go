@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 
@@ -40,7 +41,11 @@ func (a *Agent) Provision(ctx context.Context, file []byte, passphrase transport
 	b, err := transport.OpenBundle(file, passphrase)
 	debug.FreeOSMemory() // Argon2id took more than all the rest will ever need
 	if err != nil {
-		return nil, control.Problemf(control.BadInput, "", "%w", err)
+		next := "copy the file again from where it was made"
+		if errors.Is(err, transport.ErrPassphrase) {
+			next = "type the passphrase as it was shown when the bundle was made"
+		}
+		return nil, control.Problemf(control.BadInput, next, "%w", err)
 	}
 	defer b.Wipe()
 	return a.take(ctx, v, b)

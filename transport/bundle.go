@@ -54,8 +54,8 @@ func (b *Bundle) Wipe() {
 
 // What can be wrong with a bundle file.
 var (
-	ErrNotBundle  = errors.New("this file is not a provisioning bundle, or it is cut short: copy it again from where it was made")
-	ErrPassphrase = errors.New("the passphrase does not open this bundle: type it as it was shown when the bundle was made")
+	ErrNotBundle  = errors.New("this file is not a provisioning bundle, or it is cut short")
+	ErrPassphrase = errors.New("the passphrase does not open this bundle")
 )
 
 const (
