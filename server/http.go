@@ -127,13 +127,14 @@ func (s *Server) storeHealth(ctx context.Context) error {
 	h := &s.health
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if time.Since(h.at) < healthFresh {
+	now := s.cfg.Now()
+	if age := now.Sub(h.at); age >= 0 && age < healthFresh {
 		return h.store
 	}
 	h.store = s.store.Update(context.WithoutCancel(ctx), s.by(actorServer), func(tx *store.Tx) error {
 		return tx.PutMeta(metaHeartbeat, []byte(tx.By().At.UTC().Format(time.RFC3339)))
 	})
-	h.at = time.Now()
+	h.at = now
 	if h.store != nil {
 		s.log.Error("the database cannot be written", "err", h.store)
 	}

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/kagimori/kagimori/server/ca"
@@ -92,34 +93,41 @@ func (s *Server) maintain(ctx context.Context) error {
 	}
 }
 
-// renewLists signs every list anew that has passed half of its time, or that
-// the clock says is from the future.
+// renewLists signs every list anew that is due.
 func (s *Server) renewLists(ctx context.Context) error {
 	var due []string
-	now := s.cfg.Now()
-	err := s.store.View(ctx, func(tx *store.Tx) error {
-		for _, issuer := range ca.Issuers() {
-			list, err := tx.CRL(issuer)
-			if err != nil && !errors.Is(err, store.ErrNotFound) {
-				return err
-			}
-			if list.Next.Sub(now) < s.cfg.Lifetimes.CRL/2 || list.Issued.After(now) {
-				due = append(due, issuer)
-			}
-		}
-		return nil
-	})
-	if err != nil || len(due) == 0 {
+	look := func(tx *store.Tx) (err error) {
+		due, err = s.listsDue(tx)
 		return err
 	}
-	if err := s.store.Update(ctx, s.by(actorServer), func(tx *store.Tx) error { return s.relist(tx, due...) }); err != nil {
+	if err := s.store.View(ctx, look); err != nil || len(due) == 0 {
+		return err
+	}
+	err := s.store.Update(ctx, s.by(actorServer), func(tx *store.Tx) error {
+		return errors.Join(look(tx), s.relist(tx, due...)) // a revocation may have been quicker
+	})
+	if err != nil {
 		return err
 	}
 	s.log.Info("revocation lists renewed", "issuers", due)
-	for _, issuer := range due {
-		if issuer == ca.Service {
-			s.carry(ctx, outcome{revoked: true})
-		}
+	if slices.Contains(due, ca.Service) {
+		s.carry(ctx, outcome{revoked: true})
 	}
 	return nil
+}
+
+// listsDue names the issuers whose list has passed half of its time, or is
+// from the future of the clock.
+func (s *Server) listsDue(tx *store.Tx) (due []string, err error) {
+	now := s.cfg.Now()
+	for _, issuer := range ca.Issuers() {
+		list, err := tx.CRL(issuer)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return nil, err
+		}
+		if list.Next.Sub(now) < s.cfg.Lifetimes.CRL/2 || list.Issued.After(now) {
+			due = append(due, issuer)
+		}
+	}
+	return due, nil
 }

@@ -7,10 +7,12 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"database/sql"
 	"errors"
 	"log/slog"
 	"net"
 	"net/url"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -29,6 +31,7 @@ import (
 type rig struct {
 	t       testing.TB
 	dir     string
+	socket  string
 	s       *Server
 	admin   *control.Client
 	mqtt    string // address
@@ -48,26 +51,66 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // newRig makes a deployment and runs its server until the test ends.
 func newRig(t testing.TB) *rig {
 	t.Helper()
+	if t, ok := t.(*testing.T); ok {
+		t.Parallel() // rigs share nothing, and mostly wait for the disk
+	}
+	return newRigNow(t)
+}
+
+// newRigNow is for fuzz targets, which cannot run in parallel.
+func newRigNow(t testing.TB) *rig {
+	t.Helper()
 	r := &rig{t: t, dir: filepath.Join(t.TempDir(), "state")}
 	l, err := broker.Listen(t.Context(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.mqtt = l.Addr().String()
-	_, port, _ := net.SplitHostPort(r.mqtt)
-	err = Init(t.Context(), InitConfig{Dir: r.dir, Deployment: "demo", Servers: []string{"127.0.0.1:" + port, "server.test:" + port},
-		HTTP: []string{"server.test:8880"}, Open: openFile, Actor: "tester"}, quiet())
-	if err != nil {
+	// One deployment is made, every rig gets a copy of it.
+	if err := os.CopyFS(r.dir, os.DirFS(deployment(t))); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(r.dir, "device.secret"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	r.start(l)
 	t.Cleanup(func() {
+		r.checkWhole()
 		if err := r.stop(); err != nil {
 			t.Error(err)
 		}
-		r.checkWhole()
 	})
 	return r
+}
+
+var (
+	deploymentOnce sync.Once
+	deploymentDir  string // guarded by deploymentOnce
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if deploymentDir != "" {
+		os.RemoveAll(filepath.Dir(deploymentDir))
+	}
+	os.Exit(code)
+}
+
+func deployment(t testing.TB) string {
+	t.Helper()
+	deploymentOnce.Do(func() {
+		parent, err := os.MkdirTemp("", "kagimori-server-test-*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		deploymentDir = filepath.Join(parent, "state")
+		err = Init(t.Context(), InitConfig{Dir: deploymentDir, Deployment: "demo", Servers: []string{"127.0.0.1:8883", "server.test:8883"},
+			HTTP: []string{"server.test:8880"}, Open: openFile, Actor: "tester"}, quiet())
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	return deploymentDir
 }
 
 func (r *rig) start(l net.Listener) {
@@ -88,8 +131,8 @@ func (r *rig) start(l net.Listener) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	socket := filepath.Join(filepath.Dir(r.dir), "control.sock")
-	c, err := control.Listen(socket, 0o600)
+	r.socket = filepath.Join(filepath.Dir(r.dir), "control.sock")
+	c, err := control.Listen(r.socket, 0o600)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -104,8 +147,40 @@ func (r *rig) start(l net.Listener) {
 		err := r.s.Run(ctx, Listeners{MQTT: l, HTTP: h, Control: c})
 		r.done <- errors.Join(err, r.s.Close(), st.Close(), module.Close())
 	}()
-	if r.admin, err = control.Dial(r.t.Context(), socket); err != nil {
+	if r.admin, err = control.Dial(r.t.Context(), r.socket); err != nil {
 		r.t.Fatal(err)
+	}
+}
+
+// second is another connection of the administrator.
+func (r *rig) second() *control.Client {
+	r.t.Helper()
+	c, err := control.Dial(r.t.Context(), r.socket)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return c
+}
+
+// blockDisk keeps the database from being written, as a backup program that
+// hangs does, until release is called.
+func (r *rig) blockDisk() (release func()) {
+	r.t.Helper()
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(r.dir, "server.db")+"?_pragma=busy_timeout(5000)")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	c, err := db.Conn(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if _, err := c.ExecContext(r.t.Context(), "BEGIN IMMEDIATE"); err != nil {
+		r.t.Fatal(err)
+	}
+	return func() {
+		if err := errors.Join(c.Close(), db.Close()); err != nil {
+			r.t.Error(err)
+		}
 	}
 }
 
@@ -120,22 +195,10 @@ func (r *rig) stop() error {
 	return <-r.done
 }
 
-// checkWhole looks at the state that the test has left: it opens, and what it
-// says of itself is true.
+// checkWhole looks at the state that the test has left: what it says of itself
+// is true.
 func (r *rig) checkWhole() {
-	module, err := openFile(context.Background(), r.dir)
-	if err != nil {
-		r.t.Error(err)
-		return
-	}
-	defer module.Close()
-	st, err := store.Open(context.Background(), r.dir, module, quiet())
-	if err != nil {
-		r.t.Error(err)
-		return
-	}
-	defer st.Close()
-	err = st.View(context.Background(), func(tx *store.Tx) error {
+	err := r.s.store.View(context.Background(), func(tx *store.Tx) error {
 		list, _, err := tx.Credentials(store.Query{})
 		for _, c := range list {
 			holdings, e := tx.Holdings(c.ID)
@@ -160,6 +223,29 @@ func (r *rig) checkWhole() {
 	if err != nil {
 		r.t.Error(err)
 	}
+}
+
+// revoked says whether a serial is on an issuer's list, which must be good.
+func (r *rig) revoked(issuer, serial string) (found bool) {
+	r.t.Helper()
+	r.view(func(tx *store.Tx) error {
+		row, err := tx.CRL(issuer)
+		if err != nil {
+			return err
+		}
+		list, err := x509.ParseRevocationList(row.DER)
+		if err != nil {
+			return err
+		}
+		if list.Number.Int64() != row.Number {
+			r.t.Errorf("list %v in row %d", list.Number, row.Number)
+		}
+		for _, e := range list.RevokedCertificateEntries {
+			found = found || serialText(e.SerialNumber) == serial
+		}
+		return list.CheckSignatureFrom(r.s.ca.Certificate(issuer))
+	})
+	return found
 }
 
 func (r *rig) now() time.Time {
@@ -219,15 +305,34 @@ func (r *rig) bundle(method string, in func(key string) any) (*transport.Bundle,
 	return b, reply
 }
 
+// expect calls a method that makes a terminal's bundle, and takes what the test
+// needs of that from the store: opening bundles costs Argon2id, as it should.
+func (r *rig) expect(method string, in func(key string) any) (*transport.Bundle, BundleReply) {
+	r.t.Helper()
+	reader, err := control.NewReader()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	var reply BundleReply
+	r.call(method, in(reader.Key()), &reply)
+	b := &transport.Bundle{Kind: reply.Kind, Deployment: "demo", Terminal: reply.Terminal, Service: reply.Service}
+	r.view(func(tx *store.Tx) error {
+		key, err := tx.CommonKey(reply.Terminal)
+		b.CommonKey = transport.Sensitive(key.Bytes())
+		return err
+	})
+	return b, reply
+}
+
 func (r *rig) addTerminal(name string) *transport.Bundle {
 	r.t.Helper()
-	b, _ := r.bundle("TerminalAdd", func(key string) any { return TerminalAddParams{Name: name, ReplyKey: key} })
+	b, _ := r.expect("TerminalAdd", func(key string) any { return TerminalAddParams{Name: name, ReplyKey: key} })
 	return b
 }
 
 func (r *rig) addGate(service string) *transport.Bundle {
 	r.t.Helper()
-	b, _ := r.bundle("GateAdd", func(key string) any {
+	b, _ := r.expect("GateAdd", func(key string) any {
 		return GateAddParams{Service: service, DNS: []string{service + ".test"}, ReplyKey: key}
 	})
 	return b
@@ -235,7 +340,7 @@ func (r *rig) addGate(service string) *transport.Bundle {
 
 func (r *rig) reenroll(name string) (*transport.Bundle, BundleReply) {
 	r.t.Helper()
-	return r.bundle("TerminalReenroll", func(key string) any { return TerminalReenrollParams{Name: name, ReplyKey: key} })
+	return r.expect("TerminalReenroll", func(key string) any { return TerminalReenrollParams{Name: name, ReplyKey: key} })
 }
 
 // box is a device: it has an identity key.

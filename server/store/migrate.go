@@ -49,19 +49,19 @@ func (s *Store) migrate(ctx context.Context) error {
 
 func (s *Store) migrateTo(ctx context.Context, texts []string) (err error) {
 	const create = `CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY, actor TEXT NOT NULL, time INTEGER NOT NULL)`
-	if _, err := s.writer.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
+	if _, err := s.writer.c.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
 		return fmt.Errorf("begin migration: %w", err)
 	}
 	defer func() {
 		if err != nil {
-			s.writer.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+			s.writer.c.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
 		}
 	}()
-	if _, err := s.writer.ExecContext(ctx, create); err != nil {
+	if _, err := s.writer.c.ExecContext(ctx, create); err != nil {
 		return fmt.Errorf("begin migration: %w", err)
 	}
 	have := 0
-	if err := s.writer.QueryRowContext(ctx, `SELECT COALESCE(MAX(number), 0) FROM migrations`).Scan(&have); err != nil {
+	if err := s.writer.c.QueryRowContext(ctx, `SELECT COALESCE(MAX(number), 0) FROM migrations`).Scan(&have); err != nil {
 		return fmt.Errorf("read schema version: %w", err)
 	}
 	if have > len(texts) {
@@ -69,15 +69,15 @@ func (s *Store) migrateTo(ctx context.Context, texts []string) (err error) {
 			Err: fmt.Errorf("the database has schema %d, this program knows up to %d: a newer kagimori-server wrote it", have, len(texts))}
 	}
 	for n := have + 1; n <= len(texts); n++ {
-		if _, err := s.writer.ExecContext(ctx, texts[n-1]); err != nil {
+		if _, err := s.writer.c.ExecContext(ctx, texts[n-1]); err != nil {
 			return fmt.Errorf("migrate to schema %d: %w", n, err)
 		}
-		if _, err := s.writer.ExecContext(ctx, `INSERT INTO migrations (number, actor, time) VALUES (?, ?, ?)`, n, "server", time.Now().UnixMilli()); err != nil {
+		if _, err := s.writer.c.ExecContext(ctx, `INSERT INTO migrations (number, actor, time) VALUES (?, ?, ?)`, n, "server", time.Now().UnixMilli()); err != nil {
 			return fmt.Errorf("migrate to schema %d: %w", n, err)
 		}
 		s.log.Info("database migrated", "schema", n)
 	}
-	if _, err := s.writer.ExecContext(ctx, "COMMIT"); err != nil {
+	if _, err := s.writer.c.ExecContext(ctx, "COMMIT"); err != nil {
 		return fmt.Errorf("commit migration: %w", err)
 	}
 	return nil

@@ -10,7 +10,6 @@ package store
 import (
 	"context"
 	"crypto/cipher"
-	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,32 +28,31 @@ const (
 	fileName = "server.db"
 	lockName = "lock"
 
-	// readers is how many connections read at once, beside the one that writes.
-	readers = 4
+	// maxReaders is how many connections read at once, beside the one that writes.
+	maxReaders = 4
 	// busyWait is how long SQLite waits for a foreign program, a backup for
 	// instance, that holds the file, in milliseconds.
-	busyWait = 5000
+	busyWait = 2000
 )
 
 // Store is the open database of one state directory.
 type Store struct {
 	log    *slog.Logger
 	lock   *os.File
-	writes *sql.DB
-	writer *sql.Conn // owned by whoever holds lead
-	reads  *sql.DB
 	column cipher.AEAD
 	decoy  []byte // a sealed key that no terminal has
 
-	prepared map[string]*sql.Stmt // on writer; owned by whoever holds lead
-	lead     chan struct{}        // holds one token while a batch is written
+	writer *conn         // owned by whoever holds lead
+	lead   chan struct{} // holds one token while a batch is written
+
+	readSource string
+	readers    chan *conn    // those that nobody reads with now
+	ended      chan struct{} // closed with the store
 
 	mu     sync.Mutex
 	queue  []*request // guarded by mu: transactions that wait for the writer
+	opened int        // guarded by mu: readers there are
 	closed bool       // guarded by mu
-
-	readMu       sync.Mutex
-	readPrepared map[string]*sql.Stmt // guarded by readMu
 }
 
 // Create makes the database in dir, which must not have one, under a fresh
@@ -106,7 +104,7 @@ func connect(ctx context.Context, dir string, log *slog.Logger) (_ *Store, err e
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{log: log, lock: lock, lead: make(chan struct{}, 1), prepared: map[string]*sql.Stmt{}, readPrepared: map[string]*sql.Stmt{}}
+	s := &Store{log: log, lock: lock, lead: make(chan struct{}, 1), readers: make(chan *conn, maxReaders), ended: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -116,17 +114,10 @@ func connect(ctx context.Context, dir string, log *slog.Logger) (_ *Store, err e
 	if err != nil {
 		return nil, err
 	}
-	if s.writes, err = sql.Open("sqlite", source(path, "synchronous(FULL)")); err != nil {
+	if s.writer, err = newConn(ctx, source(path, "synchronous(FULL)")); err != nil {
 		return nil, unusable(dir, err)
 	}
-	if s.writer, err = s.writes.Conn(ctx); err != nil {
-		return nil, unusable(dir, err)
-	}
-	if s.reads, err = sql.Open("sqlite", source(path, "query_only(1)")); err != nil {
-		return nil, unusable(dir, err)
-	}
-	s.reads.SetMaxOpenConns(readers)
-	s.reads.SetMaxIdleConns(readers)
+	s.readSource = source(path, "query_only(1)")
 	return s, nil
 }
 
@@ -150,8 +141,8 @@ func (s *Store) start(ctx context.Context, module hsm.Sealer, create *By) error 
 	return s.openColumnKey(ctx, module)
 }
 
-// Close waits for the transaction that is being written and closes the
-// database. Transactions that wait fail with ErrClosed.
+// Close waits for the transactions that run and closes the database. Those that
+// wait fail with ErrClosed.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	if s.closed {
@@ -159,31 +150,20 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.closed = true
-	waiting := s.queue
+	waiting, opened := s.queue, s.opened
 	s.queue = nil
 	s.mu.Unlock()
+	close(s.ended)
 	for _, r := range waiting {
 		r.finish(ErrClosed)
 	}
 	s.lead <- struct{}{} // never given back: nothing is written from here on
 	var errs []error
-	for _, st := range s.readPrepared {
-		errs = append(errs, st.Close())
-	}
-	if s.reads != nil {
-		errs = append(errs, s.reads.Close())
-	}
-	// Open statements would keep the last connection from folding the log into
-	// the database.
-	for _, st := range s.prepared {
-		errs = append(errs, st.Close())
+	for range opened {
+		errs = append(errs, (<-s.readers).close())
 	}
 	if s.writer != nil {
-		errs = append(errs, s.writer.Close())
+		errs = append(errs, s.writer.close())
 	}
-	if s.writes != nil {
-		errs = append(errs, s.writes.Close())
-	}
-	errs = append(errs, s.lock.Close())
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.lock.Close())...)
 }

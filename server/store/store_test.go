@@ -60,10 +60,10 @@ func checkWhole(t testing.TB, s *Store) {
 	s.lead <- struct{}{}
 	defer func() { <-s.lead }()
 	var answer string
-	if err := s.writer.QueryRowContext(context.Background(), "PRAGMA integrity_check").Scan(&answer); err != nil || answer != "ok" {
+	if err := s.writer.c.QueryRowContext(context.Background(), "PRAGMA integrity_check").Scan(&answer); err != nil || answer != "ok" {
 		t.Errorf("integrity check: %q, %v", answer, err)
 	}
-	rows, err := s.writer.QueryContext(context.Background(), "PRAGMA foreign_key_check")
+	rows, err := s.writer.c.QueryContext(context.Background(), "PRAGMA foreign_key_check")
 	if err != nil {
 		t.Error(err)
 		return
@@ -158,7 +158,7 @@ func TestOpenSaysWhatToDo(t *testing.T) {
 	if !errors.Is(err, ErrInUse) {
 		t.Error(err)
 	}
-	if _, err := s.writer.ExecContext(t.Context(), `INSERT INTO migrations VALUES (99, 'x', 0)`); err != nil {
+	if _, err := s.writer.c.ExecContext(t.Context(), `INSERT INTO migrations VALUES (99, 'x', 0)`); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()
@@ -204,7 +204,7 @@ func TestMigrationsRunInOneTransactionAndInOrder(t *testing.T) {
 		t.Fatalf("again: %v", err)
 	}
 	n := 0
-	if err := s.writer.QueryRowContext(t.Context(), `SELECT COUNT(*) FROM more`).Scan(&n); err != nil || n != 1 {
+	if err := s.writer.c.QueryRowContext(t.Context(), `SELECT COUNT(*) FROM more`).Scan(&n); err != nil || n != 1 {
 		t.Errorf("%d rows, %v", n, err)
 	}
 }
@@ -293,7 +293,7 @@ func TestAuditIsAppendOnly(t *testing.T) {
 
 func TestEveryRowHasActorAndTime(t *testing.T) {
 	s := testStore(t)
-	tables, err := s.reads.Query(`SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'`)
+	tables, err := s.writer.c.QueryContext(t.Context(), `SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -306,7 +306,7 @@ func TestEveryRowHasActorAndTime(t *testing.T) {
 		}
 		count++
 		var n int
-		if err := s.reads.QueryRow(`SELECT COUNT(*) FROM pragma_table_info(?) WHERE name IN ('actor', 'time') AND "notnull" = 1`, name).Scan(&n); err != nil || n != 2 {
+		if err := s.writer.c.QueryRowContext(t.Context(), `SELECT COUNT(*) FROM pragma_table_info(?) WHERE name IN ('actor', 'time') AND "notnull" = 1`, name).Scan(&n); err != nil || n != 2 {
 			t.Errorf("table %s: %d of actor and time, %v", name, n, err)
 		}
 	}

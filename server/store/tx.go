@@ -13,48 +13,19 @@ import (
 // A Tx is a transaction in progress: the methods of all nouns hang on it. It
 // belongs to the function that it was given to.
 type Tx struct {
-	ctx     context.Context
-	by      By
-	store   *Store
-	prepare func(context.Context, string) (*sql.Stmt, error)
+	ctx   context.Context
+	by    By
+	store *Store
+	conn  *conn
 }
 
 // By is who changes, and when. It is empty in a View.
 func (t *Tx) By() By { return t.by }
 
-// statement prepares a query on the writer's connection once.
-func (s *Store) statement(ctx context.Context, query string) (*sql.Stmt, error) {
-	if st, ok := s.prepared[query]; ok {
-		return st, nil
-	}
-	st, err := s.writer.PrepareContext(ctx, query)
-	if err == nil {
-		s.prepared[query] = st
-	}
-	return st, err
-}
-
-// readStatement prepares queries on the read pool once and lends them to tx.
-func (s *Store) readStatement(tx *sql.Tx) func(context.Context, string) (*sql.Stmt, error) {
-	return func(ctx context.Context, query string) (*sql.Stmt, error) {
-		s.readMu.Lock()
-		defer s.readMu.Unlock()
-		st, ok := s.readPrepared[query]
-		if !ok {
-			var err error
-			if st, err = s.reads.Prepare(query); err != nil {
-				return nil, err
-			}
-			s.readPrepared[query] = st
-		}
-		return tx.StmtContext(ctx, st), nil
-	}
-}
-
 // exec runs a statement and returns how many rows it changed. A key that is
 // there already is ErrExists.
 func (t *Tx) exec(query string, args ...any) (int64, error) {
-	st, err := t.prepare(t.ctx, query)
+	st, err := t.conn.statement(t.ctx, query)
 	if err != nil {
 		return 0, err
 	}
@@ -70,7 +41,7 @@ func (t *Tx) exec(query string, args ...any) (int64, error) {
 
 // row reads one row into dest; none is ErrNotFound.
 func (t *Tx) row(query string, args []any, dest ...any) error {
-	st, err := t.prepare(t.ctx, query)
+	st, err := t.conn.statement(t.ctx, query)
 	if err != nil {
 		return err
 	}
@@ -87,7 +58,7 @@ type scanner interface{ Scan(dest ...any) error }
 // get reads one row with scan; none is ErrNotFound.
 func get[T any](t *Tx, scan func(scanner) (T, error), query string, args ...any) (T, error) {
 	var zero T
-	st, err := t.prepare(t.ctx, query)
+	st, err := t.conn.statement(t.ctx, query)
 	if err != nil {
 		return zero, err
 	}
@@ -100,7 +71,7 @@ func get[T any](t *Tx, scan func(scanner) (T, error), query string, args ...any)
 
 // all reads every row with scan.
 func all[T any](t *Tx, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
-	st, err := t.prepare(t.ctx, query)
+	st, err := t.conn.statement(t.ctx, query)
 	if err != nil {
 		return nil, err
 	}

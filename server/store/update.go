@@ -114,17 +114,17 @@ func (s *Store) commit() {
 var errBroken = errors.New("transaction given up")
 
 func (s *Store) write(batch []*request) error {
-	if err := s.exec("BEGIN IMMEDIATE"); err != nil {
+	if err := s.writer.exec("BEGIN IMMEDIATE"); err != nil {
 		return fmt.Errorf("%w: begin: %w", ErrWrite, err)
 	}
 	for _, r := range batch {
 		if err := s.one(r); errors.Is(err, errBroken) {
-			s.exec("ROLLBACK") // fails when SQLite has done so itself
+			s.writer.exec("ROLLBACK") // fails when SQLite has done so itself
 			return fmt.Errorf("%w: %w", ErrWrite, err)
 		}
 	}
-	if err := s.exec("COMMIT"); err != nil {
-		s.exec("ROLLBACK")
+	if err := s.writer.exec("COMMIT"); err != nil {
+		s.writer.exec("ROLLBACK")
 		return fmt.Errorf("%w: commit: %w", ErrWrite, err)
 	}
 	return nil
@@ -133,16 +133,16 @@ func (s *Store) write(batch []*request) error {
 // one runs a transaction under its savepoint. Its own failure goes to r; only
 // errBroken is returned.
 func (s *Store) one(r *request) error {
-	if err := s.exec("SAVEPOINT one"); err != nil {
+	if err := s.writer.exec("SAVEPOINT one"); err != nil {
 		return fmt.Errorf("%w: %w", errBroken, err)
 	}
 	r.err = s.call(r)
 	if r.err != nil {
-		if err := s.exec("ROLLBACK TO one"); err != nil {
+		if err := s.writer.exec("ROLLBACK TO one"); err != nil {
 			return fmt.Errorf("%w: %w (after: %w)", errBroken, err, r.err)
 		}
 	}
-	if err := s.exec("RELEASE one"); err != nil {
+	if err := s.writer.exec("RELEASE one"); err != nil {
 		return fmt.Errorf("%w: %w", errBroken, err)
 	}
 	return nil
@@ -157,25 +157,5 @@ func (s *Store) call(r *request) (err error) {
 	}()
 	// The caller's context stays outside: SQLite answers an interrupted
 	// statement by giving up the transaction, everybody's.
-	return r.fn(&Tx{ctx: context.Background(), by: r.by, store: s, prepare: s.statement})
-}
-
-func (s *Store) exec(query string) error {
-	st, err := s.statement(context.Background(), query)
-	if err != nil {
-		return err
-	}
-	_, err = st.Exec()
-	return err
-}
-
-// View runs fn in a read transaction: it sees one state of the database, the
-// latest at its first statement.
-func (s *Store) View(ctx context.Context, fn func(*Tx) error) error {
-	tx, err := s.reads.BeginTx(ctx, nil)
-	if err != nil {
-		return fmt.Errorf("read database: %w", err)
-	}
-	defer tx.Rollback()
-	return fn(&Tx{ctx: ctx, store: s, prepare: s.readStatement(tx)})
+	return r.fn(&Tx{ctx: context.Background(), by: r.by, store: s, conn: s.writer})
 }

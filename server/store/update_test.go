@@ -19,7 +19,7 @@ import (
 
 func counted(t testing.TB, s *Store, action string) (n int) {
 	t.Helper()
-	if err := s.reads.QueryRow(`SELECT COUNT(*) FROM audit WHERE action = ?`, action).Scan(&n); err != nil {
+	if err := s.writer.c.QueryRowContext(t.Context(), `SELECT COUNT(*) FROM audit WHERE action = ?`, action).Scan(&n); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -149,12 +149,12 @@ func TestCloseRefusesWhatWaits(t *testing.T) {
 func TestFullDiskIsSaidAndForgotten(t *testing.T) {
 	s := testStore(t)
 	var pages int
-	if err := s.writer.QueryRowContext(t.Context(), `PRAGMA page_count`).Scan(&pages); err != nil {
+	if err := s.writer.c.QueryRowContext(t.Context(), `PRAGMA page_count`).Scan(&pages); err != nil {
 		t.Fatal(err)
 	}
 	limit := func(n int) {
 		var got int
-		if err := s.writer.QueryRowContext(t.Context(), fmt.Sprintf(`PRAGMA max_page_count = %d`, n)).Scan(&got); err != nil || got != n {
+		if err := s.writer.c.QueryRowContext(t.Context(), fmt.Sprintf(`PRAGMA max_page_count = %d`, n)).Scan(&got); err != nil || got != n {
 			t.Fatalf("limit %d, %v", got, err)
 		}
 	}
@@ -273,7 +273,7 @@ func TestKilledWriterLosesNothing(t *testing.T) {
 	}
 	defer s.Close()
 	checkWhole(t, s)
-	rows, err := s.reads.Query(`SELECT object, COUNT(*) FROM audit WHERE action = 'killed' GROUP BY object`)
+	rows, err := s.writer.c.QueryContext(t.Context(), `SELECT object, COUNT(*) FROM audit WHERE action = 'killed' GROUP BY object`)
 	if err != nil {
 		t.Fatal(err)
 	}
