@@ -81,12 +81,8 @@ func Create(ctx context.Context, dir string, module hsm.Sealer, by By, log *slog
 // Open opens the database in dir, which Create made, and brings its schema up
 // to date. One process at a time may have it open.
 func Open(ctx context.Context, dir string, module hsm.Sealer, log *slog.Logger) (*Store, error) {
-	path := filepath.Join(dir, fileName)
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil, &Problem{Kind: "storage", Next: "make a server there with: kagimori-server init --dir " + dir,
-			Err: fmt.Errorf("%s holds no server: %w", dir, err)}
-	} else if err != nil {
-		return nil, unusable(dir, err)
+	if err := Present(dir); err != nil {
+		return nil, err
 	}
 	s, err := connect(ctx, dir, log)
 	if err != nil {
@@ -97,6 +93,20 @@ func Open(ctx context.Context, dir string, module hsm.Sealer, log *slog.Logger) 
 		return nil, err
 	}
 	return s, nil
+}
+
+// Present says why there is no database in dir to open. Ask before key storage
+// is opened, which would make a device secret in the wrong place.
+func Present(dir string) error {
+	_, err := os.Stat(filepath.Join(dir, fileName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return &Problem{Kind: "storage", Next: "make a server there with: kagimori-server init --dir " + dir,
+			Err: fmt.Errorf("%s holds no server: %w", dir, err)}
+	}
+	if err != nil {
+		return unusable(dir, err)
+	}
+	return nil
 }
 
 func connect(ctx context.Context, dir string, log *slog.Logger) (_ *Store, err error) {

@@ -50,6 +50,9 @@ func run(ctx context.Context, cfg configs.Server, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if err := store.Present(cfg.StateDir); err != nil {
+		return err
+	}
 	module, err := openModule(ctx, cfg.HSM, cfg.StateDir, log)
 	if err != nil {
 		return err
