@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/kagimori/kagimori/transport/control"
 )
 
 const (
@@ -64,6 +66,9 @@ func (r *Relay) Listen(ctx context.Context) (net.Listener, error) {
 		}
 	}
 	var lc net.ListenConfig
+	if r.network == "unix" {
+		lc.Control = control.SocketMode(socketMode)
+	}
 	ln, err := lc.Listen(ctx, r.network, r.address)
 	if err != nil {
 		return nil, r.listenError(err)

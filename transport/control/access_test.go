@@ -3,8 +3,10 @@ package control
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -153,5 +155,50 @@ func TestConnectionLimits(t *testing.T) {
 	}
 	if err := fill(MaxConnections-others, "64 callers already"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Many users together do not lock the administrator out either.
+func TestLesserCallersLeaveRoomForTheAdministrator(t *testing.T) {
+	s := &Server{users: map[uint32]int{}}
+	admitted := 0
+	for uid := range uint32(8) {
+		for range MaxConnectionsPerUser {
+			if s.admit(Peer{UID: 20000 + uid}, Read) == nil {
+				admitted++
+			}
+		}
+	}
+	if admitted != MaxLesser {
+		t.Errorf("%d admitted, want %d", admitted, MaxLesser)
+	}
+	for range MaxConnections - MaxLesser {
+		if err := s.admit(Peer{}, Admin); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.release(Peer{UID: 20000}, Read)
+	if err := s.admit(Peer{UID: 20001}, Operate); err == nil {
+		t.Error("a user had more than a user may")
+	}
+	if err := s.admit(Peer{UID: 20000}, Read); err != nil {
+		t.Errorf("a place that was given back: %v", err)
+	}
+}
+
+// Whatever the umask, a socket never shows a wider mode than it is to have.
+func TestSocketModeIsThereFromTheStart(t *testing.T) {
+	before := syscall.Umask(0)
+	defer syscall.Umask(before)
+	path := filepath.Join(t.TempDir(), "s")
+	lc := net.ListenConfig{Control: SocketMode(0o640)}
+	l, err := lc.Listen(t.Context(), "unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	fi, err := os.Stat(path)
+	if err != nil || fi.Mode().Perm() != 0o640 {
+		t.Errorf("mode %v, %v", fi.Mode(), err)
 	}
 }

@@ -10,9 +10,10 @@ const (
 	MaxMessage = 256 << 10
 	// MaxConnections is how many callers a daemon serves at once.
 	MaxConnections = 64
-	// MaxConnectionsPerUser bounds one user who is not admin, so that nobody
-	// locks the administrator out.
+	// MaxConnectionsPerUser bounds one user who is not admin, MaxLesser all of
+	// them together, so that nobody locks the administrator out.
 	MaxConnectionsPerUser = 16
+	MaxLesser             = 48
 	// MaxSecret bounds one sealed secret, in bytes of plaintext.
 	MaxSecret = 16 << 10
 

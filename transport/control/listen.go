@@ -3,12 +3,14 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -96,10 +98,12 @@ func bind(path string, mode fs.FileMode) (*net.UnixListener, error) {
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, cannotListen(path, err)
 	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fresh, Net: "unix"})
+	lc := net.ListenConfig{Control: SocketMode(mode)}
+	bound, err := lc.Listen(context.Background(), "unix", fresh)
 	if err != nil {
 		return nil, cannotListen(path, err)
 	}
+	l := bound.(*net.UnixListener)
 	l.SetUnlinkOnClose(false)
 	if err = os.Chmod(fresh, mode.Perm()); err == nil {
 		err = os.Rename(fresh, path)
@@ -110,6 +114,19 @@ func bind(path string, mode fs.FileMode) (*net.UnixListener, error) {
 		return nil, cannotListen(path, err)
 	}
 	return l, nil
+}
+
+// SocketMode gives a unix socket its mode before bind(2) shows it, less the
+// umask, for net.ListenConfig.Control. chmod afterwards would leave a moment in
+// which anybody may connect.
+func SocketMode(mode fs.FileMode) func(network, address string, c syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if e := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), uint32(mode.Perm())) }); e != nil {
+			return e
+		}
+		return err
+	}
 }
 
 func twoDaemons(path string) error {

@@ -56,6 +56,7 @@ type Server struct {
 	mu    sync.Mutex
 	users map[uint32]int // guarded by mu: open connections by user
 	open  int            // guarded by mu
+	less  int            // guarded by mu: of open, those that are not admin's
 }
 
 // timing is frameTimeout and idleTimeout, shorter in tests.
@@ -145,15 +146,24 @@ func (s *Server) admit(p Peer, class Class) error {
 	if class != Admin && s.users[p.UID] >= MaxConnectionsPerUser {
 		return Problemf(Unavailable, next, "the daemon serves %d callers of %s already", s.users[p.UID], p.Name())
 	}
+	if class != Admin {
+		if s.less >= MaxLesser {
+			return Problemf(Unavailable, next, "the daemon serves %d callers who are not administrators already", s.less)
+		}
+		s.less++
+	}
 	s.open++
 	s.users[p.UID]++
 	return nil
 }
 
-func (s *Server) release(p Peer) {
+func (s *Server) release(p Peer, class Class) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open--
+	if class != Admin {
+		s.less--
+	}
 	if s.users[p.UID]--; s.users[p.UID] == 0 {
 		delete(s.users, p.UID)
 	}
@@ -174,7 +184,7 @@ func (s *Server) serveConn(ctx context.Context, uc *net.UnixConn) {
 		c.fail(err)
 		return
 	}
-	defer s.release(p)
+	defer s.release(p, c.class)
 
 	ctx, cancel := context.WithCancel(ctx)
 	frames := make(chan []byte, maxWaiting)
