@@ -104,6 +104,43 @@ func (r *rig) rawEnroll(b *transport.Bundle, x *box) *transport.Envelope {
 	return k.say(proof(r.t, b.CommonKey, "x", h, c, csr(r.t, x.key, transport.URI{})))
 }
 
+// spoiler makes of a good hello and challenge the third message that must fail.
+type spoiler func(*transport.EnrollHello, *transport.EnrollChallenge) transport.Body
+
+// spoilers are all about who has the key and lies about something else.
+func spoilers(t *testing.T, key []byte, x *box) map[string]spoiler {
+	request := csr(t, x.key, transport.URI{})
+	return map[string]spoiler{
+		"another TLS connection": func(h *transport.EnrollHello, c *transport.EnrollChallenge) transport.Body {
+			return proof(t, key, "y", h, c, request)
+		},
+		"another hello": func(h *transport.EnrollHello, c *transport.EnrollChallenge) transport.Body {
+			changed := *h
+			changed.Nonce[0] ^= 1
+			return proof(t, key, "x", &changed, c, request)
+		},
+		"another challenge": func(h *transport.EnrollHello, c *transport.EnrollChallenge) transport.Body {
+			changed := *c
+			changed.Nonce[0] ^= 1
+			return proof(t, key, "x", h, &changed, request)
+		},
+		"another request": func(h *transport.EnrollHello, c *transport.EnrollChallenge) transport.Body {
+			m := proof(t, key, "x", h, c, request)
+			m.CSR = csr(t, x.key, transport.URI{})
+			return m
+		},
+		"the server's own MAC": func(h *transport.EnrollHello, c *transport.EnrollChallenge) transport.Body {
+			m := proof(t, key, "x", h, c, request)
+			m.MAC = c.MAC
+			return m
+		},
+		"hello twice": func(h *transport.EnrollHello, _ *transport.EnrollChallenge) transport.Body { return h },
+		"poll instead": func(*transport.EnrollHello, *transport.EnrollChallenge) transport.Body {
+			return &transport.CommandPoll{}
+		},
+	}
+}
+
 // Until the common key is proven, every refusal is the same bytes.
 // req: L3
 func TestStrangersLearnNothing(t *testing.T) {
@@ -112,58 +149,29 @@ func TestStrangersLearnNothing(t *testing.T) {
 	r.addTerminal("nav-002")
 	gone := r.addTerminal("nav-003")
 	r.call("TerminalRemove", NameParams{Name: "nav-003"}, nil)
-	enrolled := r.addTerminal("nav-004")
-	r.enroll(enrolled, newBox(t))
+	r.enroll(r.addTerminal("nav-004"), newBox(t))
 	x := newBox(t)
 	request := csr(t, x.key, transport.URI{})
-	other := make([]byte, transport.CommonKeySize)
-	// attempt says hello as name and goes on with what spoil makes of the proof.
-	attempt := func(name transport.Name, key []byte, spoil func(*talk, *transport.EnrollHello, *transport.EnrollChallenge) transport.Body) *transport.Envelope {
+	attempt := func(name transport.Name, key []byte) *transport.Envelope {
 		k := r.stranger("x")
 		h, c := k.hello(name, x)
-		if spoil != nil {
-			return k.say(spoil(k, h, c))
-		}
 		return k.say(proof(t, key, "x", h, c, request))
 	}
-	type hc = func(*talk, *transport.EnrollHello, *transport.EnrollChallenge) transport.Body
+	zero := make([]byte, transport.CommonKeySize)
 	refusals := map[string]*transport.Envelope{
-		"unknown terminal":       attempt("nav-999", b.CommonKey, nil),
-		"not even a name":        attempt("Nav 999\n", b.CommonKey, nil),
-		"removed terminal":       attempt("nav-003", gone.CommonKey, nil),
-		"another terminal's key": attempt("nav-002", b.CommonKey, nil),
-		"enrolled, wrong key":    attempt("nav-004", other, nil),
-		"zero key":               attempt("nav-001", other, nil),
-		"another TLS connection": attempt("nav-001", nil, hc(func(_ *talk, h *transport.EnrollHello, c *transport.EnrollChallenge) transport.Body {
-			return proof(t, b.CommonKey, "y", h, c, request)
-		})),
-		"another hello": attempt("nav-001", nil, hc(func(_ *talk, h *transport.EnrollHello, c *transport.EnrollChallenge) transport.Body {
-			changed := *h
-			changed.Nonce[0] ^= 1
-			return proof(t, b.CommonKey, "x", &changed, c, request)
-		})),
-		"another challenge": attempt("nav-001", nil, hc(func(_ *talk, h *transport.EnrollHello, c *transport.EnrollChallenge) transport.Body {
-			changed := *c
-			changed.Nonce[0] ^= 1
-			return proof(t, b.CommonKey, "x", h, &changed, request)
-		})),
-		"another request": attempt("nav-001", nil, hc(func(_ *talk, h *transport.EnrollHello, c *transport.EnrollChallenge) transport.Body {
-			m := proof(t, b.CommonKey, "x", h, c, request)
-			m.CSR = csr(t, x.key, transport.URI{})
-			return m
-		})),
-		"the server's own MAC": attempt("nav-001", nil, hc(func(_ *talk, h *transport.EnrollHello, c *transport.EnrollChallenge) transport.Body {
-			m := proof(t, b.CommonKey, "x", h, c, request)
-			m.MAC = c.MAC
-			return m
-		})),
-		"hello twice": attempt("nav-001", nil, hc(func(_ *talk, h *transport.EnrollHello, _ *transport.EnrollChallenge) transport.Body { return h })),
-		"poll instead": attempt("nav-001", nil, hc(func(*talk, *transport.EnrollHello, *transport.EnrollChallenge) transport.Body {
-			return &transport.CommandPoll{}
-		})),
-		"request first":   r.stranger("x").say(&transport.EnrollRequest{CSR: request, Level: "file"}),
-		"poll first":      r.stranger("x").say(&transport.CommandPoll{}),
-		"claim as nobody": r.stranger("x").say(&transport.CredentialClaim{Credential: "cr-1"}),
+		"unknown terminal":       attempt("nav-999", b.CommonKey),
+		"not even a name":        attempt("Nav 999\n", b.CommonKey),
+		"removed terminal":       attempt("nav-003", gone.CommonKey),
+		"another terminal's key": attempt("nav-002", b.CommonKey),
+		"enrolled, wrong key":    attempt("nav-004", zero),
+		"zero key":               attempt("nav-001", zero),
+		"request first":          r.stranger("x").say(&transport.EnrollRequest{CSR: request, Level: "file"}),
+		"poll first":             r.stranger("x").say(&transport.CommandPoll{}),
+		"claim as nobody":        r.stranger("x").say(&transport.CredentialClaim{Credential: "cr-1"}),
+	}
+	for name, spoil := range spoilers(t, b.CommonKey, x) {
+		k := r.stranger("x")
+		refusals[name] = k.say(spoil(k.hello("nav-001", x)))
 	}
 	var first []byte
 	for name, e := range refusals {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
@@ -41,7 +42,7 @@ const (
 func (s *Server) serveHTTP(ctx context.Context, l net.Listener) error {
 	h := &http.Server{
 		Handler: s, ReadHeaderTimeout: httpRead, ReadTimeout: httpRead, WriteTimeout: httpWrite, IdleTimeout: httpIdle,
-		MaxHeaderBytes: httpHeader, BaseContext: func(net.Listener) context.Context { return ctx },
+		MaxHeaderBytes: httpHeader, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 	stopped := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {

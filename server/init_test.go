@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/kagimori/kagimori/hsm"
@@ -76,6 +77,31 @@ func TestInitIsAllOrNothing(t *testing.T) {
 	}
 	if err := Init(t.Context(), initConfig(empty), quiet()); !errors.Is(err, &control.Problem{Kind: control.Conflict}) {
 		t.Errorf("twice: %v", err)
+	}
+}
+
+// What root makes in somebody's directory is his.
+func TestInitKeepsTheOwner(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can give files away")
+	}
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	const nobody = 65534
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, nobody, nobody)); err != nil {
+		t.Fatal(err)
+	}
+	if err := Init(t.Context(), initConfig(dir), quiet()); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"", "server.db", "device.secret", "lock"} {
+		fi, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if owner := fi.Sys().(*syscall.Stat_t); owner.Uid != nobody || owner.Gid != nobody || fi.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%q: owner %d:%d, mode %v", name, owner.Uid, owner.Gid, fi.Mode())
+		}
 	}
 }
 

@@ -234,6 +234,32 @@ func writeUntilKilled(dir string) {
 	wg.Wait()
 }
 
+// killRound runs the child until it has said so many numbers, and notes them.
+func killRound(t *testing.T, dir string, from, many int, said map[string]bool) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), killDir+"="+dir, fmt.Sprintf("%s_FROM=%d", killDir, from))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for n := 0; lines.Scan(); {
+		number, ok := strings.CutPrefix(lines.Text(), "done ")
+		if !ok {
+			continue
+		}
+		said[number] = true
+		if n++; n == many {
+			cmd.Process.Kill()
+		}
+	}
+	cmd.Wait()
+}
+
 func TestKilledWriterLosesNothing(t *testing.T) {
 	dir := t.TempDir()
 	module := testModule(t, dir)
@@ -243,29 +269,11 @@ func TestKilledWriterLosesNothing(t *testing.T) {
 	}
 	s.Close()
 	said := map[string]bool{}
-	const rounds, perRound = 8, 1_000_000
-	for round := range rounds {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), killDir+"="+dir, fmt.Sprintf("%s_FROM=%d", killDir, round*perRound))
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		lines := bufio.NewScanner(out)
-		for n := 0; lines.Scan(); {
-			number, ok := strings.CutPrefix(lines.Text(), "done ")
-			if !ok {
-				continue
-			}
-			said[number] = true
-			if n++; n == 20+13*round {
-				cmd.Process.Kill()
-			}
-		}
-		cmd.Wait()
+	for round := range 8 {
+		killRound(t, dir, round*1_000_000, 20+13*round, said)
+	}
+	if len(said) < 8*20 {
+		t.Fatalf("only %d rows were acknowledged", len(said))
 	}
 	s, err = Open(t.Context(), dir, module, quiet())
 	if err != nil {

@@ -165,6 +165,16 @@ func TestAdministration(t *testing.T) {
 	if out := w.good("terminal", "remove", "nav-001"); !strings.Contains(out, "Withdrawn") {
 		t.Error(out)
 	}
+}
+
+func TestRefusedVerbsChangeNothing(t *testing.T) {
+	w := newWorld(t, anyPort, anyPort)
+	w.init()
+	w.run()
+	at := func(name string) string { return filepath.Join(w.dir, name) }
+	w.good("terminal", "add", "nav-001", "--out", at("spare.bundle"))
+	w.good("terminal", "remove", "nav-001")
+	var list struct{ Terminals []server.TerminalInfo }
 
 	w.bad(2, "gate", "add", "fuel")
 	w.bad(2, "credential", "issue", "nav-001")
@@ -180,7 +190,7 @@ func TestAdministration(t *testing.T) {
 		t.Error("a bundle that was not made is there")
 	}
 	w.into(&list, "terminal", "list")
-	if len(list.Terminals) != 2 {
+	if len(list.Terminals) != 1 {
 		t.Errorf("a refused verb changed something: %+v", list)
 	}
 	w.bad(6, "run", "--config", w.config) // two daemons
