@@ -178,7 +178,7 @@ func (s *Server) credentialClaim(ctx context.Context, ses *session, m *transport
 }
 
 func (s *Server) claimRefused(ses *session, m *transport.CredentialClaim, why string) outcome {
-	s.log.Warn("claim refused", "terminal", ses.terminal, "credential", loggable(m.Credential), "err", why)
+	s.warn(ses, "claim refused", "credential", loggable(m.Credential), "err", why)
 	return refusal(transport.FaultRefused, "")
 }
 

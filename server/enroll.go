@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/kagimori/kagimori/hsm"
@@ -34,8 +35,9 @@ func (n *enrollment) end() {
 	n.key.Wipe()
 }
 
-// maxLevel is how long the name of a level may be; see hsm.Level.
-const maxLevel = 32
+// levels are those that a terminal may claim of itself. What a chip proves is
+// for the server to say.
+var levels = []hsm.Level{hsm.LevelFile, hsm.LevelTPMSocket, hsm.LevelTPM}
 
 // enrollStep takes the client's next message. Until the common key is proven
 // every refusal is the same, and tells nothing of what the server knows.
@@ -127,7 +129,7 @@ func (s *Server) enrollProven(ctx context.Context, n *enrollment, m *transport.E
 		return refusal(transport.FaultRequest, err.Error()), nil
 	case request.Device() != n.hello.Device:
 		return refusal(transport.FaultRequest, "the key is not the device's"), nil
-	case len(m.Level) == 0 || len(m.Level) > maxLevel:
+	case !slices.Contains(levels, hsm.Level(m.Level)):
 		return refusal(transport.FaultMalformed, "level"), nil
 	}
 	fresh, err := s.ca.Identity(request, name, now)

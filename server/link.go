@@ -117,6 +117,11 @@ func (l *link) Receive(ctx context.Context, p broker.Peer, payload []byte) error
 	if ses == nil {
 		return errors.New("there is no session")
 	}
+	if ses.enroll == nil { // an enrolling one has a few messages in all
+		if err := ses.pace.Wait(ctx); err != nil {
+			return err
+		}
+	}
 	if !ses.greeted {
 		ses.greeted = true
 		if ses.enroll == nil {

@@ -5,7 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/kagimori/kagimori/server/store"
 	"github.com/kagimori/kagimori/transport"
@@ -20,14 +24,34 @@ type session struct {
 	given    bool               // the terminal has the nonce
 	greeted  bool               // its first message has come, so it has subscribed
 	enroll   *enrollment        // only while it enrolls
+	pace     *rate.Limiter      // of its messages
+	warned   time.Time          // when it last put a line into the log
 }
 
+// A terminal has a few messages to say. One that says more is slowed down, not
+// refused: the broker holds its PUBACK back. What one session adds to the log
+// for the asking is a line in logPause.
+const (
+	messageRate  = 20  // a second
+	messageBurst = 500 // a terminal that comes back with many credentials to claim
+	logPause     = 10 * time.Second
+)
+
 func newSession(random io.Reader, terminal transport.Name, device transport.DeviceID) (*session, error) {
-	ses := &session{terminal: terminal, device: device}
+	ses := &session{terminal: terminal, device: device, pace: rate.NewLimiter(messageRate, messageBurst)}
 	if _, err := io.ReadFull(random, ses.nonce[:]); err != nil {
 		return nil, fmt.Errorf("draw a nonce: %w", err)
 	}
 	return ses, nil
+}
+
+// warn logs what a terminal can bring about at will.
+func (s *Server) warn(ses *session, message string, attributes ...any) {
+	level, now := slog.LevelDebug, s.cfg.Now()
+	if now.Sub(ses.warned) >= logPause {
+		level, ses.warned = slog.LevelWarn, now
+	}
+	s.log.Log(context.Background(), level, message, append([]any{"terminal", ses.terminal}, attributes...)...)
 }
 
 // actor names the terminal in rows that it changed.
@@ -91,7 +115,10 @@ func (s *Server) converse(ctx context.Context, ses *session, e *transport.Envelo
 		return open(e, func(m *transport.CredentialClaim) (outcome, error) { return s.credentialClaim(ctx, ses, m) })
 	case (*transport.Fault)(nil).Type():
 		return open(e, func(m *transport.Fault) (outcome, error) {
-			s.log.Warn("terminal reports a fault", "terminal", ses.terminal, "code", uint8(m.Code), "err", m.Error())
+			if len(m.Text) > transport.MaxDetail {
+				return outcome{}, fmt.Errorf("%w: fault with a text of %d bytes", transport.ErrMalformed, len(m.Text))
+			}
+			s.warn(ses, "terminal reports a fault", "code", uint8(m.Code), "err", m.Error())
 			return outcome{}, nil
 		})
 	}

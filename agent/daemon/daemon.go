@@ -15,7 +15,6 @@ import (
 
 	"github.com/kagimori/kagimori/agent"
 	"github.com/kagimori/kagimori/configs"
-	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/hsm/open"
 	"github.com/kagimori/kagimori/systemd"
 	"github.com/kagimori/kagimori/transport/control"
@@ -33,12 +32,8 @@ type Daemon struct {
 	doors    []net.Listener
 }
 
-// Open prepares the process: no core dumps, the service manager, the sockets
-// that it passed.
+// Open prepares the process: the service manager, and the sockets that it passed.
 func Open(program string, log *slog.Logger) (*Daemon, error) {
-	if err := hsm.NoCores(); err != nil {
-		return nil, err
-	}
 	notifier := systemd.NewNotifier(log)
 	interval, err := systemd.Interval()
 	if err != nil {

@@ -5,8 +5,10 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 
+	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/transport/control/verb"
 )
 
@@ -21,7 +23,13 @@ is: Kagimori-Credential and Kagimori-Subject. No terminal can set them itself.
 A new gate takes in the bundle that "kagimori-server gate add" made (provision).
 Then it gets its own certificate and the list of revoked credentials by itself.`
 
-func main() { os.Exit(program().Execute(context.Background())) }
+func main() {
+	if err := hsm.NoCores(); err != nil { // verbs see codes and passphrases, too
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(program().Execute(context.Background()))
+}
 
 func program() *verb.Frame {
 	f := verb.New("kagimori-gate", "Admits terminals to a service", long, verb.Version)

@@ -5,8 +5,10 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 
+	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/transport/control/verb"
 )
 
@@ -20,7 +22,13 @@ other verbs ask it.
 A new device takes in a bundle (provision). A terminal that is replaced gives
 its credentials to the new one (keycopy). Programs use them through relays.`
 
-func main() { os.Exit(program().Execute(context.Background())) }
+func main() {
+	if err := hsm.NoCores(); err != nil { // verbs see codes and passphrases, too
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(program().Execute(context.Background()))
+}
 
 func program() *verb.Frame {
 	f := verb.New("kagimori", "Keeper of this terminal's keys", long, verb.Version)

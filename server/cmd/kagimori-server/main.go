@@ -6,10 +6,12 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
 
+	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/server"
 	"github.com/kagimori/kagimori/transport/control/verb"
 )
@@ -22,7 +24,13 @@ A deployment begins with init. A service gets a gate (gate add), a terminal its
 bundle (terminal add), and then what it needs (credential issue). Replacement
 boxes take spare bundles (spare add).`
 
-func main() { os.Exit(program().Execute(context.Background())) }
+func main() {
+	if err := hsm.NoCores(); err != nil { // verbs see codes and passphrases, too
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(program().Execute(context.Background()))
+}
 
 func program() *verb.Frame {
 	f := verb.New("kagimori-server", "Management server of a fleet of terminals", long, verb.Version)
