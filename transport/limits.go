@@ -17,6 +17,8 @@ const (
 	// MaxPushedCRL is the largest CRL that travels in a message; a larger one
 	// is announced and fetched over HTTP.
 	MaxPushedCRL = 32 << 10
+	// MaxCRL bounds any CRL: about 200,000 entries.
+	MaxCRL = 8 << 20
 
 	// maxElements and maxDepth bound a CBOR item's arrays, maps and nesting.
 	maxElements = 4096

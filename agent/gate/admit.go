@@ -17,8 +17,8 @@ import (
 // An identity is what a certificate proved. It is set once, at the handshake.
 type identity struct {
 	credential, subject transport.Name
-	serial              serial
-	issuer              issuerID // zero: none whose lists are held
+	serial              transport.Serial
+	issuer              transport.ListIssuerID // zero: none whose lists are held
 	from, until         time.Time
 }
 
@@ -53,7 +53,7 @@ func (g *Gate) identify(chain []*x509.Certificate) (identity, error) {
 	if err != nil {
 		return identity{}, &refusal{NotForService, err}
 	}
-	who := identity{credential: id, subject: subject, serial: newSerial(leaf.SerialNumber), from: leaf.NotBefore, until: validUntil(chain)}
+	who := identity{credential: id, subject: subject, serial: transport.NewSerial(leaf.SerialNumber), from: leaf.NotBefore, until: validUntil(chain)}
 	who.issuer = g.crls.issuerOf(leaf)
 	if reason := g.judge(who, now); reason != Admitted && !passing(reason) {
 		return identity{}, &refusal{reason, fmt.Errorf("credential %s, serial %s: %s", id, who.serial, reason)}

@@ -22,7 +22,7 @@ var (
 	entryIssuer    = asn1.ObjectIdentifier{2, 5, 29, 29}
 )
 
-func mustIssuer(t testing.TB, d *deployment, a *authority) issuer {
+func mustIssuer(t testing.TB, d *deployment, a *authority) transport.ListIssuer {
 	t.Helper()
 	i, err := parseIssuer(a.cert.Raw, d.roots, time.Now())
 	if err != nil {
@@ -75,7 +75,7 @@ func TestListsThatAreRefused(t *testing.T) {
 		"of tomorrow": {list(func(l *x509.RevocationList) {
 			l.ThisUpdate, l.NextUpdate = now.Add(2*time.Hour), now.Add(3*time.Hour)
 		}), "still to come"},
-		"too large": {make([]byte, maxCRL+1), "limit"},
+		"too large": {make([]byte, transport.MaxCRL+1), "limit"},
 	} {
 		_, err := parseCRL(c.data, by, now)
 		if !errors.Is(err, errList) || !strings.Contains(err.Error(), c.says) {
@@ -92,12 +92,12 @@ func TestListsThatAreTaken(t *testing.T) {
 	expired, err := parseCRL(d.service.listWith(t, &x509.RevocationList{
 		Number: big.NewInt(7), ThisUpdate: now.Add(-2 * time.Hour), NextUpdate: now.Add(-time.Hour),
 	}), by, now)
-	if err != nil || expired.current(now) == nil { // it parses, and does not count as news
+	if err != nil || current(expired, now) == nil { // it parses, and does not count as news
 		t.Errorf("expired: %v", err)
 	}
 	asPEM := pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: good})
 	for _, data := range [][]byte{good, asPEM} {
-		if l, err := parseCRL(data, by, now); err != nil || l.number != 7 || l.current(now) != nil || !bytes.Equal(l.der, good) {
+		if l, err := parseCRL(data, by, now); err != nil || l.Number != 7 || current(l, now) != nil || !bytes.Equal(l.DER, good) {
 			t.Errorf("a good one: %v", err)
 		}
 	}
@@ -126,7 +126,7 @@ func TestOrderOfLists(t *testing.T) {
 	d := newDeployment(t, "demo")
 	by := mustIssuer(t, d, d.service)
 	now := time.Now()
-	read := func(number int64, this time.Time) *crl {
+	read := func(number int64, this time.Time) *transport.RevocationList {
 		c, err := parseCRL(d.service.listWith(t, &x509.RevocationList{Number: big.NewInt(number), ThisUpdate: this, NextUpdate: this.Add(time.Hour)}), by, now)
 		if err != nil {
 			t.Fatal(err)
@@ -135,7 +135,7 @@ func TestOrderOfLists(t *testing.T) {
 	}
 	held := read(7, now.Add(-time.Minute))
 	for name, c := range map[string]struct {
-		list *crl
+		list *transport.RevocationList
 		want int
 		bad  bool
 	}{
@@ -147,11 +147,11 @@ func TestOrderOfLists(t *testing.T) {
 		"the same number, earlier":      {read(7, now.Add(-2*time.Minute)), 0, true},
 		"the same number and time":      {read(7, now.Add(-time.Minute)), 0, true},
 	} {
-		if got, err := c.list.order(held); got != c.want || (err != nil) != c.bad {
+		if got, err := replaces(c.list, held); got != c.want || (err != nil) != c.bad {
 			t.Errorf("%s: %d %v", name, got, err)
 		}
 	}
-	if got, err := held.order(nil); got != +1 || err != nil {
+	if got, err := replaces(held, nil); got != +1 || err != nil {
 		t.Errorf("the first: %d %v", got, err)
 	}
 }
@@ -173,10 +173,10 @@ func FuzzCRL(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if !bytes.Equal(l.der, good) {
+		if !bytes.Equal(l.DER, good) {
 			t.Fatalf("taken, and not what the issuer signed: %x", data)
 		}
-		if _, ok := l.revoked[newSerial(cred.Leaf.SerialNumber)]; !ok || l.number != 7 {
+		if !l.Has(transport.NewSerial(cred.Leaf.SerialNumber)) || l.Number != 7 {
 			t.Fatal("the revoked one is not on it")
 		}
 	})
@@ -203,8 +203,8 @@ func FuzzPushed(f *testing.F) {
 		now := moment{time.Now(), time.Now()}
 		fetch, err := s.pushed(m, d.roots, now)
 		for _, h := range s.held {
-			if h.list != nil && !bytes.Equal(h.list.der, good.CRL) {
-				t.Fatalf("taken: %x", h.list.der)
+			if h.list != nil && !bytes.Equal(h.list.DER, good.CRL) {
+				t.Fatalf("taken: %x", h.list.DER)
 			}
 			if h.list == nil && err == nil && !fetch {
 				t.Fatal("no list, no error, and nothing to fetch")

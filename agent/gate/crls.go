@@ -29,10 +29,10 @@ type crls struct {
 	log    *slog.Logger
 
 	mu     sync.RWMutex
-	held   map[issuerID]*heldCRL // guarded by mu
-	loaded bool                  // guarded by mu: the file has been read
-	dirty  bool                  // guarded by mu: the file is to be written
-	saved  moment                // guarded by mu: when it was written last
+	held   map[transport.ListIssuerID]*heldCRL // guarded by mu
+	loaded bool                                // guarded by mu: the file has been read
+	dirty  bool                                // guarded by mu: the file is to be written
+	saved  moment                              // guarded by mu: when it was written last
 	// problem is why the last message could not be laid to any issuer's list;
 	// guarded by mu.
 	problem string
@@ -43,8 +43,8 @@ type crls struct {
 // heldCRL is what is known about one issuer's list. list is nil while a list
 // is announced and not here yet.
 type heldCRL struct {
-	issuer    issuer
-	list      *crl
+	issuer    transport.ListIssuer
+	list      *transport.RevocationList
 	url       string
 	announced int64 // the highest number that the server spoke of
 	linked    bool  // announced over a link that has been up since
@@ -53,32 +53,32 @@ type heldCRL struct {
 }
 
 func newCRLs(path string, maxAge time.Duration, log *slog.Logger) *crls {
-	return &crls{path: path, maxAge: maxAge, log: log, held: map[issuerID]*heldCRL{}}
+	return &crls{path: path, maxAge: maxAge, log: log, held: map[transport.ListIssuerID]*heldCRL{}}
 }
 
 // issuerOf finds the CA that signed a certificate among those whose lists are
 // held; the zero id is none of them. It does not go by what the terminal sent along.
-func (s *crls) issuerOf(leaf *x509.Certificate) issuerID {
+func (s *crls) issuerOf(leaf *x509.Certificate) transport.ListIssuerID {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for id, h := range s.held {
-		if h.issuer.signed(leaf) {
+		if h.issuer.Signed(leaf) {
 			return id
 		}
 	}
-	return issuerID{}
+	return transport.ListIssuerID{}
 }
 
 // check says whether the certificate of that issuer and serial number may be
 // used: Revoked, NoList, StaleList or Admitted. [GATE-3]
-func (s *crls) check(id issuerID, n serial, now moment) Reason {
+func (s *crls) check(id transport.ListIssuerID, n transport.Serial, now moment) Reason {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	h := s.held[id]
 	if h == nil || h.list == nil {
 		return NoList
 	}
-	if _, ok := h.list.revoked[n]; ok {
+	if h.list.Has(n) {
 		return Revoked
 	}
 	if h.age(now) > s.maxAge {
@@ -113,11 +113,11 @@ func (s *crls) pushed(m *transport.ServiceRevoked, roots *x509.CertPool, now mom
 	if err == nil {
 		err = checkURL(m.URL)
 	}
-	var list *crl
+	var list *transport.RevocationList
 	var bad error
 	if err == nil && len(m.CRL) > 0 {
-		if list, bad = parseCRL(m.CRL, by, now.judged); bad == nil && list.number != m.Number {
-			bad = fmt.Errorf("%w: announced as number %d, it is number %d", errList, m.Number, list.number)
+		if list, bad = parseCRL(m.CRL, by, now.judged); bad == nil && list.Number != m.Number {
+			bad = fmt.Errorf("%w: announced as number %d, it is number %d", errList, m.Number, list.Number)
 		}
 	}
 	s.mu.Lock()
@@ -170,17 +170,17 @@ func (h *heldCRL) number() int64 {
 	if h.list == nil {
 		return -1
 	}
-	return h.list.number
+	return h.list.Number
 }
 
 // behind says that the server spoke of a newer list than the one held.
-func (h *heldCRL) behind() bool { return h.list == nil || h.list.number < h.announced }
+func (h *heldCRL) behind() bool { return h.list == nil || h.list.Number < h.announced }
 
 // fetched takes in a list that came over HTTP for this issuer.
-func (s *crls) fetched(id issuerID, data []byte, now moment) error {
+func (s *crls) fetched(id transport.ListIssuerID, data []byte, now moment) error {
 	s.mu.RLock()
 	h := s.held[id]
-	var by issuer
+	var by transport.ListIssuer
 	if h != nil {
 		by = h.issuer
 	}
@@ -201,7 +201,7 @@ func (s *crls) fetched(id issuerID, data []byte, now moment) error {
 }
 
 // failed notes why a fetch brought nothing.
-func (s *crls) failed(id issuerID, err error) {
+func (s *crls) failed(id transport.ListIssuerID, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if h := s.held[id]; h != nil {
@@ -210,39 +210,41 @@ func (s *crls) failed(id issuerID, err error) {
 }
 
 // of finds or makes the place of an issuer's list.
-func (s *crls) of(by issuer, now moment) (*heldCRL, error) {
-	if h := s.held[by.id]; h != nil {
+func (s *crls) of(by transport.ListIssuer, now moment) (*heldCRL, error) {
+	if h := s.held[by.ID]; h != nil {
 		h.issuer = by // the same key, perhaps a renewed certificate
 		return h, nil
 	}
 	if len(s.held) >= maxIssuers {
-		maps.DeleteFunc(s.held, func(_ issuerID, h *heldCRL) bool { return now.judged.After(h.issuer.cert.NotAfter) })
+		maps.DeleteFunc(s.held, func(_ transport.ListIssuerID, h *heldCRL) bool {
+			return now.judged.After(h.issuer.Certificate.NotAfter)
+		})
 	}
 	if len(s.held) >= maxIssuers {
 		return nil, fmt.Errorf("%w: it is by a CA beyond the %d whose lists are held", errList, maxIssuers)
 	}
 	h := &heldCRL{issuer: by}
-	s.held[by.id] = h
+	s.held[by.ID] = h
 	return h, nil
 }
 
 // take puts a list just received into its place. Its errors leave all as it was.
-func (s *crls) take(h *heldCRL, list *crl, now moment) error {
-	if err := list.current(now.judged); err != nil {
+func (s *crls) take(h *heldCRL, list *transport.RevocationList, now moment) error {
+	if err := current(list, now.judged); err != nil {
 		return err
 	}
-	order, err := list.order(h.list)
+	order, err := replaces(list, h.list)
 	if err != nil {
 		return err
 	}
 	h.problem = ""
 	if order > 0 {
 		h.list, s.dirty = list, true
-		s.log.Info("revocation list taken", "issuer", h.issuer.cert.Subject.CommonName, "number", list.number, "revoked", len(list.revoked))
+		s.log.Info("revocation list taken", "issuer", h.issuer.Certificate.Subject.CommonName, "number", list.Number, "revoked", list.Len())
 	}
 	if h.linked && !h.behind() {
 		h.confirmed = now
-	} else if at := list.this; at.After(h.confirmed.judged) {
+	} else if at := list.This; at.After(h.confirmed.judged) {
 		at = minTime(at, now.judged)
 		h.confirmed = moment{judged: at, steady: now.steady.Add(at.Sub(now.judged))}
 	}
@@ -258,7 +260,7 @@ func minTime(a, b time.Time) time.Time {
 
 // target is one list to fetch.
 type target struct {
-	id  issuerID
+	id  transport.ListIssuerID
 	url string
 }
 

@@ -101,7 +101,7 @@ func (f *fetcher) wake() {
 }
 
 // get takes the answer to one GET: no redirect, no proxy of the environment,
-// maxCRL bytes, fetchTime. config is for https.
+// transport.MaxCRL bytes, fetchTime. config is for https.
 func (f *fetcher) get(ctx context.Context, address string, config *tls.Config) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTime)
 	defer cancel()
@@ -121,11 +121,11 @@ func (f *fetcher) get(ctx context.Context, address string, config *tls.Config) (
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("fetch revocation list: the server answers %q", resp.Status)
 	}
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxCRL+1))
+	data, err := io.ReadAll(io.LimitReader(resp.Body, transport.MaxCRL+1))
 	if err != nil {
 		return nil, fmt.Errorf("fetch revocation list: %w", err)
 	}
-	if len(data) > maxCRL {
+	if len(data) > transport.MaxCRL {
 		return nil, errors.New("fetch revocation list: it is longer than this program takes")
 	}
 	return data, nil

@@ -105,7 +105,7 @@ func TestFetchesThatBringNothing(t *testing.T) {
 		"not found":    http.NotFound,
 		"error":        func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
 		"no content":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) },
-		"too large":    func(w http.ResponseWriter, _ *http.Request) { io.Copy(w, io.LimitReader(zeros{}, maxCRL+1)) },
+		"too large":    func(w http.ResponseWriter, _ *http.Request) { io.Copy(w, io.LimitReader(zeros{}, transport.MaxCRL+1)) },
 		"endless":      func(w http.ResponseWriter, _ *http.Request) { io.Copy(w, zeros{}) },
 		"large header": func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", strings.Repeat("x", 2*maxHeader)) },
 		"cut short": func(w http.ResponseWriter, _ *http.Request) {

@@ -53,7 +53,7 @@ func (s *crls) read(roots *x509.CertPool, now moment) error {
 		return err
 	}
 	var f crlFile
-	if err := transport.Unmarshal(data, &f, maxIssuers*(maxCRL+transport.MaxCertificate+maxURL)); err != nil {
+	if err := transport.Unmarshal(data, &f, maxIssuers*(transport.MaxCRL+transport.MaxCertificate+maxURL)); err != nil {
 		return err
 	}
 	if f.Version != crlFileVersion || len(f.Lists) > maxIssuers {
@@ -83,17 +83,17 @@ func (s *crls) restore(r crlRecord, roots *x509.CertPool, now moment) error {
 	if err != nil {
 		return err
 	}
-	if order, err := list.order(h.list); err != nil || order == 0 {
+	if order, err := replaces(list, h.list); err != nil || order == 0 {
 		return nil // a newer one came first
 	}
 	if h.url == "" {
 		h.url = r.URL
 	}
 	at := minTime(time.Unix(r.Confirmed, 0), now.judged)
-	h.linked = h.linked && h.announced >= list.number
+	h.linked = h.linked && h.announced >= list.Number
 	h.list, h.announced = list, max(h.announced, r.Announced)
 	h.confirmed = moment{judged: at, steady: now.steady.Add(at.Sub(now.judged))}
-	s.log.Info("kept revocation list in use", "issuer", by.cert.Subject.CommonName, "number", list.number, "confirmed", stamp(at))
+	s.log.Info("kept revocation list in use", "issuer", by.Certificate.Subject.CommonName, "number", list.Number, "confirmed", stamp(at))
 	return nil
 }
 
@@ -124,10 +124,10 @@ func (s *crls) unsaved(now moment) (crlFile, bool) {
 	}
 	s.dirty, s.saved = false, now
 	f := crlFile{Version: crlFileVersion, Lists: []crlRecord{}}
-	for _, id := range slices.SortedFunc(maps.Keys(s.held), func(a, b issuerID) int { return bytes.Compare(a[:], b[:]) }) {
+	for _, id := range slices.SortedFunc(maps.Keys(s.held), func(a, b transport.ListIssuerID) int { return bytes.Compare(a[:], b[:]) }) {
 		if h := s.held[id]; h.list != nil {
 			f.Lists = append(f.Lists, crlRecord{
-				Issuer: h.issuer.cert.Raw, URL: h.url, CRL: h.list.der,
+				Issuer: h.issuer.Certificate.Raw, URL: h.url, CRL: h.list.DER,
 				Announced: h.announced, Confirmed: h.confirmed.judged.Unix(),
 			})
 		}

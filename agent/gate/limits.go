@@ -35,9 +35,8 @@ const (
 	// idleUpstream is how many connections to the service are kept open.
 	idleUpstream = 64
 
-	// maxCRL bounds a list in bytes: about 200,000 entries. maxIssuers bounds
-	// how many service CAs a gate takes lists of (one, and its successors).
-	maxCRL     = 8 << 20
+	// maxIssuers bounds how many service CAs a gate takes lists of (one, and its
+	// successors).
 	maxIssuers = 8
 	maxURL     = 2048
 	// maxSkew is how far ahead a list's thisUpdate may be.

@@ -54,7 +54,7 @@ func (b *bench) push(number int64, crl []byte) (fetch bool, err error) {
 }
 
 func (b *bench) check() Reason {
-	return b.crls.check(b.crls.issuerOf(b.cred), newSerial(b.cred.SerialNumber), b.now)
+	return b.crls.check(b.crls.issuerOf(b.cred), transport.NewSerial(b.cred.SerialNumber), b.now)
 }
 
 func (b *bench) want(what string, reason Reason) {

@@ -154,9 +154,9 @@ func (s *crls) status(now moment) ([]ListStatus, string) {
 	defer s.mu.RUnlock()
 	list := []ListStatus{}
 	for _, h := range s.held {
-		l := ListStatus{Issuer: h.issuer.cert.Subject.CommonName, Number: h.number(), Announced: h.announced, URL: h.url, Problem: h.problem}
+		l := ListStatus{Issuer: h.issuer.Certificate.Subject.CommonName, Number: h.number(), Announced: h.announced, URL: h.url, Problem: h.problem}
 		if h.list != nil {
-			l.Revoked, l.Issued, l.Next = len(h.list.revoked), h.list.this.UTC(), h.list.next.UTC()
+			l.Revoked, l.Issued, l.Next = h.list.Len(), h.list.This.UTC(), h.list.Next.UTC()
 			age := h.age(now)
 			l.AgeSeconds, l.Until = int64(age/time.Second), now.judged.Add(s.maxAge-age).UTC().Truncate(time.Second)
 		}
