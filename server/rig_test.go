@@ -67,11 +67,13 @@ func newRigNow(t testing.TB) *rig {
 	}
 	r.mqtt = l.Addr().String()
 	// One deployment is made, every rig gets a copy of it.
-	if err := os.CopyFS(r.dir, os.DirFS(deployment(t))); err != nil {
+	if err := os.Mkdir(r.dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(filepath.Join(r.dir, "device.secret"), 0o600); err != nil {
-		t.Fatal(err)
+	for name, data := range deployment(t) {
+		if err := os.WriteFile(filepath.Join(r.dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	r.start(l)
 	t.Cleanup(func() {
@@ -84,33 +86,29 @@ func newRigNow(t testing.TB) *rig {
 }
 
 var (
-	deploymentOnce sync.Once
-	deploymentDir  string // guarded by deploymentOnce
+	deploymentOnce  sync.Once
+	deploymentFiles map[string][]byte // guarded by deploymentOnce
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if deploymentDir != "" {
-		os.RemoveAll(filepath.Dir(deploymentDir))
-	}
-	os.Exit(code)
-}
-
-func deployment(t testing.TB) string {
+// deployment is what init makes, by file name.
+func deployment(t testing.TB) map[string][]byte {
 	t.Helper()
 	deploymentOnce.Do(func() {
-		parent, err := os.MkdirTemp("", "kagimori-server-test-*")
-		if err != nil {
-			t.Fatal(err)
-		}
-		deploymentDir = filepath.Join(parent, "state")
-		err = Init(t.Context(), InitConfig{Dir: deploymentDir, Deployment: "demo", Servers: []string{"127.0.0.1:8883", "server.test:8883"},
+		dir := filepath.Join(t.TempDir(), "state")
+		err := Init(t.Context(), InitConfig{Dir: dir, Deployment: "demo", Servers: []string{"127.0.0.1:8883", "server.test:8883"},
 			HTTP: []string{"server.test:8880"}, Open: openFile, Actor: "tester"}, quiet())
 		if err != nil {
 			t.Fatal(err)
 		}
+		files := map[string][]byte{}
+		for _, name := range []string{"server.db", "device.secret"} {
+			if files[name], err = os.ReadFile(filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		deploymentFiles = files
 	})
-	return deploymentDir
+	return deploymentFiles
 }
 
 func (r *rig) start(l net.Listener) {
