@@ -77,6 +77,7 @@ type Config struct {
 	MaxPayload       int           // bytes, default transport.MaxEnvelope
 	MaxEnrollPayload int           // bytes, default transport.MaxEnrollEnvelope
 	MaxConnections   int           // default 20,000; more are closed at once
+	HandshakeTime    time.Duration // from accept to the end of the TLS handshake, default 5 s
 	ConnectTime      time.Duration // from accept to CONNACK, default 10 s
 	EnrollTime       time.Duration // how long a client without certificate may stay, default 30 s
 	MaxKeepAlive     time.Duration // a longer or absent keepalive is cut to this, default 5 min
@@ -100,6 +101,7 @@ var (
 	ErrReceive      = errors.New("a message could not be taken")
 	ErrShutdown     = errors.New("the server is shutting down")
 	errBusy         = errors.New("the server is busy")
+	errDisplaced    = fmt.Errorf("no CONNECT while others wait: %w", errBusy)
 )
 
 // Sizes that are no business of a configuration.
@@ -107,7 +109,6 @@ const (
 	maxPending   = 512             // connections between accept and CONNACK
 	maxHandshake = 64              // of these, computing at the same time (DESIGN D2)
 	maxEnrolling = 256             // clients without certificate at the same time
-	patience     = time.Second     // how long a pending client may be idle when others wait
 	evictTime    = 5 * time.Second // how long a newer connection waits for the older one to end
 	maxQueue     = 64              // messages that wait for a slow client (research: mochi's 8192 costs 64 KiB each)
 	bufferSize   = 512             // bytes, read and write buffer of one client
@@ -124,6 +125,7 @@ type Broker struct {
 	slots   chan struct{} // one for each handshake that may compute
 	enroll  *limiter
 	noise   *quiet
+	crowd   *quiet
 	session atomic.Uint64
 	count   counters
 }
@@ -144,7 +146,8 @@ func New(cfg Config, h Handler, log *slog.Logger) (*Broker, error) {
 		links:   newLinks(),
 		slots:   make(chan struct{}, maxHandshake),
 		enroll:  newLimiter(cfg.EnrollAddress, cfg.EnrollTotal),
-		noise:   newQuiet(log),
+		noise:   newQuiet(log, quietRate),
+		crowd:   newQuiet(log, crowdRate),
 	}
 	b.mqtt = mochi.New(&mochi.Options{
 		// Its own log lines carry whole packets, secrets included.
@@ -175,6 +178,7 @@ func (c Config) withDefaults() Config {
 			*d = v
 		}
 	}
+	set(&c.HandshakeTime, 5*time.Second)
 	set(&c.ConnectTime, 10*time.Second)
 	set(&c.EnrollTime, 30*time.Second)
 	set(&c.MaxKeepAlive, 5*time.Minute)
@@ -210,9 +214,9 @@ func (b *Broker) Run(ctx context.Context, ln net.Listener) error {
 	var clients sync.WaitGroup
 	err := b.accept(ctx, ln, func(conn net.Conn) {
 		l := newLink(life, b, conn)
-		if b.links.enter(ctx, l) != nil {
-			l.end(ErrShutdown)
-			return
+		if displaced := b.links.enter(l); displaced != nil {
+			b.count.displaced.Add(1)
+			b.crowd.warn("too many connections without CONNECT: the oldest made room; see who opens them", "remote", displaced.peer.Remote)
 		}
 		clients.Go(func() { b.serve(l) })
 	})

@@ -106,16 +106,21 @@ func network(a netip.Addr) netip.Prefix {
 
 // quiet logs what strangers can cause, but not as often as they like.
 type quiet struct {
-	log *slog.Logger
+	log  *slog.Logger
+	rate Rate
 
 	mu      sync.Mutex // guards all below
 	budget  bucket
 	skipped int
 }
 
-var quietRate = Rate{Burst: 20, Every: time.Second}
+// How often: of strangers one by one, and of a crowd of them.
+var (
+	quietRate = Rate{Burst: 20, Every: time.Second}
+	crowdRate = Rate{Burst: 3, Every: 30 * time.Second}
+)
 
-func newQuiet(log *slog.Logger) *quiet { return &quiet{log: log} }
+func newQuiet(log *slog.Logger, rate Rate) *quiet { return &quiet{log: log, rate: rate} }
 
 func (q *quiet) debug(msg string, args ...any) { q.say(slog.LevelDebug, msg, args) }
 func (q *quiet) info(msg string, args ...any)  { q.say(slog.LevelInfo, msg, args) }
@@ -126,7 +131,7 @@ func (q *quiet) say(level slog.Level, msg string, args []any) {
 		return
 	}
 	q.mu.Lock()
-	ok := q.budget.take(quietRate, time.Now())
+	ok := q.budget.take(q.rate, time.Now())
 	if !ok {
 		q.skipped++
 	} else if q.skipped > 0 {

@@ -74,7 +74,7 @@ func TestLimiterNetworks(t *testing.T) {
 func TestQuiet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		book := new(logBook)
-		q := newQuiet(slog.New(slog.NewTextHandler(book, nil)))
+		q := newQuiet(slog.New(slog.NewTextHandler(book, nil)), quietRate)
 		for range 1000 {
 			q.info("refused")
 		}

@@ -29,7 +29,8 @@ type link struct {
 	tls   *tls.Conn
 	ctx   context.Context // ends with the connection; its cause says why
 	stop  context.CancelCauseFunc
-	timer *time.Timer   // ends the connection: ConnectTime, then for some EnrollTime
+	timer *time.Timer   // ends the connection: HandshakeTime, ConnectTime, for some EnrollTime
+	since time.Time     // accept
 	done  chan struct{} // closed when its Disconnected has returned
 
 	peer       Peer // of the goroutine of serve; ID is also guarded by links.mu
@@ -47,10 +48,11 @@ type link struct {
 
 func newLink(life context.Context, b *Broker, conn net.Conn) *link {
 	l := &link{
-		b:    b,
-		wire: &wire{Conn: conn, slots: b.slots},
-		peer: Peer{Session: b.session.Add(1)},
-		done: make(chan struct{}),
+		b:     b,
+		wire:  &wire{Conn: conn, slots: b.slots},
+		peer:  Peer{Session: b.session.Add(1)},
+		done:  make(chan struct{}),
+		since: time.Now(),
 	}
 	l.ctx, l.stop = context.WithCancelCause(life)
 	l.wire.over = l.ctx.Done()
@@ -60,10 +62,19 @@ func newLink(life context.Context, b *Broker, conn net.Conn) *link {
 		a := a.AddrPort()
 		l.peer.Remote = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 	}
-	l.timer = time.AfterFunc(b.cfg.ConnectTime, func() {
-		l.end(fmt.Errorf("no CONNECT within %v: %w", b.cfg.ConnectTime, ErrTime))
-	})
+	l.deadline("TLS handshake", min(b.cfg.HandshakeTime, b.cfg.ConnectTime))
 	return l
+}
+
+// deadline ends the connection so long after accept, whatever it sends until
+// then, unless it gets another deadline.
+func (l *link) deadline(missing string, limit time.Duration) {
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	l.timer = time.AfterFunc(time.Until(l.since.Add(limit)), func() {
+		l.end(fmt.Errorf("no %s within %v: %w", missing, limit, ErrTime))
+	})
 }
 
 // serve runs a connection from accept to its end. What lies on the stack here
@@ -107,6 +118,7 @@ func (l *link) handshake() error {
 	if err != nil {
 		return fmt.Errorf("TLS: %w", err)
 	}
+	l.deadline("CONNECT", l.b.cfg.ConnectTime)
 	l.peer.TLS = l.tls.ConnectionState()
 	if l.peer.TLS.Version != tls.VersionTLS13 { // a config can't allow it, a bug might
 		return fmt.Errorf("TLS: %s", tls.VersionName(l.peer.TLS.Version))

@@ -1,20 +1,18 @@
 package broker
 
-// Which connections there are. Every connection enters as pending; admit.go
-// moves it to live under its segment; leave takes it out when all is over.
+// Which connections there are. Every connection enters as pending (pending.go);
+// admit.go moves it to live under its segment; leave takes it out when all is over.
 
 import (
-	"context"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 )
 
 type links struct {
-	left chan struct{} // holds one token after a connection ceased to be pending
-
 	mu        sync.Mutex // guards all below
-	pending   map[*link]struct{}
+	pending   pending
 	live      map[string]*link // by segment, until its Disconnected has returned
 	claims    map[string]claims
 	enrolling int
@@ -29,48 +27,22 @@ type claims struct {
 
 func newLinks() links {
 	return links{
-		left:    make(chan struct{}, 1),
-		pending: make(map[*link]struct{}),
+		pending: pending{by: make(map[netip.Prefix][]*link)},
 		live:    make(map[string]*link),
 		claims:  make(map[string]claims),
 	}
 }
 
-// enter makes l pending. When too many are, the one that has been idle for
-// longest goes, so that silent connections cannot keep others out; if all are
-// busy the caller waits, and with it whoever is in the kernel's accept queue.
-func (s *links) enter(ctx context.Context, l *link) error {
-	for {
-		s.mu.Lock()
-		if len(s.pending) < maxPending || s.dropIdle(time.Now()) {
-			s.pending[l] = struct{}{}
-			s.mu.Unlock()
-			return nil
-		}
-		s.mu.Unlock()
-		select {
-		case <-s.left:
-		case <-time.After(patience / 4): // somebody may have become idle
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+// enter makes l pending. It never waits: when too many are pending another one
+// is ended for it, which enter returns, or nil.
+func (s *links) enter(l *link) (displaced *link) {
+	s.mu.Lock()
+	displaced = s.pending.add(l)
+	s.mu.Unlock()
+	if displaced != nil {
+		displaced.end(errDisplaced)
 	}
-}
-
-func (s *links) dropIdle(now time.Time) bool {
-	var idlest *link
-	longest := patience
-	for l := range s.pending {
-		if idle := l.wire.idle(now); idle >= longest {
-			idlest, longest = l, idle
-		}
-	}
-	if idlest == nil {
-		return false
-	}
-	delete(s.pending, idlest)
-	idlest.end(fmt.Errorf("idle before CONNECT while others wait: %w", errBusy))
-	return true
+	return displaced
 }
 
 // named notes the client id of a pending connection, so that kick finds it
@@ -136,7 +108,7 @@ func (s *links) try(l *link) (old *link, err error) {
 	if l.peer.Enroll {
 		s.enrolling++
 	}
-	s.unpend(l)
+	s.pending.remove(l)
 	return nil, nil
 }
 
@@ -144,21 +116,12 @@ func (s *links) try(l *link) (old *link, err error) {
 func (s *links) leave(l *link) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.unpend(l)
+	s.pending.remove(l)
 	if s.live[l.peer.Segment] == l {
 		delete(s.live, l.peer.Segment)
 		if l.peer.Enroll {
 			s.enrolling--
 		}
-	}
-}
-
-// unpend expects mu to be held.
-func (s *links) unpend(l *link) {
-	delete(s.pending, l)
-	select {
-	case s.left <- struct{}{}:
-	default:
 	}
 }
 
@@ -179,11 +142,11 @@ func (s *links) kick(segment string, why error) bool {
 	if l := s.live[segment]; l != nil {
 		found = l.end(why)
 	}
-	for l := range s.pending {
+	s.pending.each(func(l *link) {
 		if l.peer.ID == segment {
 			found = l.end(why) || found
 		}
-	}
+	})
 	return found
 }
 
@@ -195,9 +158,7 @@ func (s *links) drain() {
 	for _, l := range s.live {
 		l.drain()
 	}
-	for l := range s.pending {
-		l.end(ErrShutdown)
-	}
+	s.pending.each(func(l *link) { l.end(ErrShutdown) })
 }
 
 // end closes everything.
@@ -207,13 +168,11 @@ func (s *links) end(why error) {
 	for _, l := range s.live {
 		l.end(why)
 	}
-	for l := range s.pending {
-		l.end(why)
-	}
+	s.pending.each(func(l *link) { l.end(why) })
 }
 
 func (s *links) count() (connected, pending, enrolling int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.live), len(s.pending), s.enrolling
+	return len(s.live), s.pending.total, s.enrolling
 }

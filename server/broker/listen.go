@@ -75,15 +75,15 @@ func (b *Broker) accept(ctx context.Context, ln net.Listener, take func(net.Conn
 // maxEarly bounds what a stranger can make TLS collect: a hello and a full chain.
 const maxEarly = 8<<10 + transport.MaxChain*transport.MaxCertificate
 
-// A wire is the socket under TLS. Until CONNECT is answered it knows for how
-// long its client has been silent, and during the handshake it holds one of the
-// broker's slots whenever it is not waiting for the client: so at most
-// maxHandshake handshakes compute at once, and a silent client occupies none.
+// A wire is the socket under TLS. It knows whether it waits for its client, and
+// during the handshake it holds one of the broker's slots whenever it does not:
+// so at most maxHandshake handshakes compute at once, and a silent client
+// occupies none.
 type wire struct {
 	net.Conn
-	slots chan struct{}
-	over  <-chan struct{}
-	since atomic.Int64 // Unix nanoseconds; 0 when not waiting for the client
+	slots   chan struct{}
+	over    <-chan struct{}
+	waiting atomic.Bool // for the client
 
 	// Of the reading goroutine.
 	pacing, held bool
@@ -105,20 +105,11 @@ func (w *wire) release() {
 	}
 }
 
-// idle is how long a pending client has made the broker wait.
-func (w *wire) idle(now time.Time) time.Duration {
-	since := w.since.Load()
-	if since == 0 {
-		return 0
-	}
-	return now.Sub(time.Unix(0, since))
-}
-
 func (w *wire) Read(p []byte) (int, error) {
 	w.release()
-	w.since.Store(time.Now().UnixNano())
+	w.waiting.Store(true)
 	n, err := w.Conn.Read(p)
-	w.since.Store(0)
+	w.waiting.Store(false)
 	if err != nil || !w.pacing {
 		return n, err
 	}
