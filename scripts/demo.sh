@@ -106,6 +106,9 @@ settings() { { printf 'state_dir = "%s/state"\n[hsm]\n%s\n[control]\nsocket = "%
 
 free_ports mqtt http gate maps copy relay1 relay2
 
+say "All machines are directories of one here: each command finds its daemon through \$KAGIMORI_SOCKET and the like,"
+say "and systemctl stands for starting the program."
+
 step "1. A management server: CA, inventory and MQTT broker"
 machine server
 settings server kagimori-server <<-END
