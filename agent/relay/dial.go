@@ -46,6 +46,10 @@ type Dialable struct {
 	// while the clock is not trusted, max(floor, transport.LatestStart(chain))
 	// (DESIGN D12). Nil: now by the system clock.
 	JudgedAt func(chain []*x509.Certificate) time.Time
+	// Revoked says why a gate that proved itself with this chain may not be talked
+	// to any more. It is asked at each handshake and again at Recheck. Nil: nothing
+	// is known of revoked gates.
+	Revoked func(chain []*x509.Certificate) error
 	// Release, if set, is called once the handshakes are over, whatever came of
 	// them: the key may be unloaded or wiped.
 	Release func()
@@ -65,7 +69,7 @@ func (r *Relay) dial(ctx context.Context) (*tls.Conn, error) {
 	}
 	var failed []string
 	for _, endpoint := range d.Endpoints {
-		c, err := dialEndpoint(ctx, endpoint, d.tls())
+		c, err := dialEndpoint(ctx, endpoint, d)
 		if err == nil {
 			return c, nil
 		}
@@ -77,14 +81,17 @@ func (r *Relay) dial(ctx context.Context) (*tls.Conn, error) {
 	return nil, fmt.Errorf("no gate of the service can be used: %s: look at the gate, and at the network up to it", strings.Join(failed, "; "))
 }
 
-func dialEndpoint(ctx context.Context, endpoint string, cfg *tls.Config) (*tls.Conn, error) {
+func dialEndpoint(ctx context.Context, endpoint string, how *Dialable) (*tls.Conn, error) {
 	attempt, cancel := context.WithTimeout(ctx, dialWait)
 	defer cancel()
 	var d net.Dialer
 	raw, err := d.DialContext(attempt, "tcp", endpoint)
 	if err == nil {
-		c := tls.Client(&wire{Conn: raw}, cfg)
+		w := &wire{Conn: raw}
+		c := tls.Client(w, how.tls())
 		if err = c.HandshakeContext(attempt); err == nil {
+			chain := c.ConnectionState().PeerCertificates
+			w.standing = func() error { return how.revoked(chain) }
 			return c, nil
 		}
 		_ = raw.Close()
@@ -103,6 +110,9 @@ func dialEndpoint(ctx context.Context, endpoint string, cfg *tls.Config) (*tls.C
 type wire struct {
 	net.Conn
 	ended atomic.Bool
+	// standing says why the gate at the other end may not be talked to any more.
+	// It is set once the handshake is over.
+	standing func() error
 }
 
 func (w *wire) Read(b []byte) (int, error) {
@@ -128,7 +138,10 @@ func (d *Dialable) tls() *tls.Config {
 			if d.JudgedAt != nil {
 				at = d.JudgedAt(cs.PeerCertificates)
 			}
-			return transport.VerifyServer(cs.PeerCertificates, d.Roots, d.ServerName, at)
+			if err := transport.VerifyServer(cs.PeerCertificates, d.Roots, d.ServerName, at); err != nil {
+				return err
+			}
+			return d.revoked(cs.PeerCertificates)
 		},
 		// Always ours, also to a gate that does not list our issuer: its refusal
 		// says more than an answer without any certificate would.
@@ -136,6 +149,13 @@ func (d *Dialable) tls() *tls.Config {
 			return &d.Certificate, nil
 		},
 	}
+}
+
+func (d *Dialable) revoked(chain []*x509.Certificate) error {
+	if d.Revoked == nil {
+		return nil
+	}
+	return d.Revoked(chain)
 }
 
 // explain says what it means that a gate ended the connection before it

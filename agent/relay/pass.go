@@ -4,7 +4,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,6 +39,11 @@ type passage struct {
 // then local is still open and head is what the program has sent.
 func (r *Relay) pass(local net.Conn, remote *tls.Conn) (head []byte, err error) {
 	p := &passage{relay: r, local: local, remote: remote}
+	if err := r.enter(p); err != nil {
+		_ = remote.NetConn().Close()
+		return nil, err
+	}
+	defer r.leave(p)
 	p.idle = time.AfterFunc(r.cfg.Idle, p.cut)
 	defer p.idle.Stop()
 	var wg sync.WaitGroup
@@ -57,6 +64,41 @@ func (r *Relay) pass(local net.Conn, remote *tls.Conn) (head []byte, err error) 
 		return nil, nil
 	}
 	return p.head, explain(p.failed)
+}
+
+// enter makes a passage known to Recheck. It asks once more, since the gate may
+// have been revoked after the handshake asked.
+func (r *Relay) enter(p *passage) error {
+	r.mu.Lock()
+	r.live[p] = struct{}{}
+	r.mu.Unlock()
+	err := p.standing()
+	if err != nil {
+		r.leave(p)
+	}
+	return err
+}
+
+func (r *Relay) leave(p *passage) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.live, p)
+}
+
+func (p *passage) standing() error { return p.remote.NetConn().(*wire).standing() }
+
+// Recheck cuts the connections to gates that may not be talked to any more. It
+// is called when what Dialable.Revoked says has changed.
+func (r *Relay) Recheck() {
+	r.mu.Lock()
+	list := slices.Collect(maps.Keys(r.live))
+	r.mu.Unlock()
+	for _, p := range list {
+		if err := p.standing(); err != nil {
+			p.cut()
+			r.refused(err)
+		}
+	}
 }
 
 // up copies from the program to the gate. When the program has sent all, the

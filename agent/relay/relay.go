@@ -68,6 +68,7 @@ type Relay struct {
 	mu       sync.Mutex // guards all below
 	status   Status
 	refusing int // connections beyond MaxConnections that are being told so
+	live     map[*passage]struct{}
 	quiet    limiter
 }
 
@@ -77,7 +78,7 @@ type Status struct {
 	Listen   string         `json:"listen"`             // as bound; empty while not listening
 	Active   int            `json:"active"`             // connections now
 	Relayed  uint64         `json:"relayed"`            // connections that a gate answered, since the start
-	Refused  uint64         `json:"refused"`            // connections that found none, or were refused by it
+	Refused  uint64         `json:"refused"`            // connections that found none, were refused by it, or cut because it is revoked
 	LastWhy  string         `json:"last_why,omitempty"` // why the last refused one was
 	LastTime time.Time      `json:"last_time,omitzero"` // when that was
 }
@@ -97,7 +98,7 @@ func New(cfg Config, credentials Credentials, log *slog.Logger) (*Relay, error) 
 	r := &Relay{
 		cfg: cfg, network: network, address: address, credentials: credentials,
 		log:    log.With("relay", cfg.Listen, "service", cfg.Service),
-		status: Status{Service: cfg.Service},
+		status: Status{Service: cfg.Service}, live: map[*passage]struct{}{},
 	}
 	r.buffers.New = func() any { return new([bufferSize]byte) }
 	return r, nil
