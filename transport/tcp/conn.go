@@ -21,6 +21,10 @@ const (
 	readBuffer  = 4 << 10
 )
 
+// busyTime bounds the write of the last word to a Target; it does not block
+// unless the Target reads nothing.
+const busyTime = time.Second
+
 // A Conn carries frames over one TLS connection. One goroutine reads and
 // writes; Close may come from another. No call outlasts
 // transport.KeycopySessionTimeout, counted from the connection's start.
@@ -28,6 +32,7 @@ type Conn struct {
 	tls     *tls.Conn
 	channel transport.KeycopyChannel
 	until   time.Time
+	seat    *seat // nil in a Target
 	r       *bufio.Reader
 	w       *bufio.Writer
 	stop    func() bool
@@ -45,18 +50,43 @@ func (c *Conn) Channel() transport.KeycopyChannel { return c.channel }
 // ReadFrame waits at most wait for a frame to begin, and
 // transport.KeycopyMessageTimeout for the rest of it. A body of more than limit
 // bytes is transport.ErrMalformed and is not read; a deadline that passes is
-// os.ErrDeadlineExceeded.
+// os.ErrDeadlineExceeded. In a Source the first frame has to be there 5 s after
+// the connection was accepted, and until then ReadFrame is
+// transport.KeycopyBusy when the connection has to make room for another.
 func (c *Conn) ReadFrame(limit int, wait time.Duration) (transport.KeycopyFrame, error) {
-	if err := c.tls.SetReadDeadline(c.deadline(wait)); err != nil {
+	if err := c.wait(wait); err != nil {
 		return transport.KeycopyFrame{}, fmt.Errorf("read frame: %w", err)
 	}
 	if _, err := c.r.Peek(1); err != nil {
+		return transport.KeycopyFrame{}, fmt.Errorf("read frame: %w", c.blame(err))
+	}
+	if err := c.wait(transport.KeycopyMessageTimeout); err != nil {
 		return transport.KeycopyFrame{}, fmt.Errorf("read frame: %w", err)
 	}
-	if err := c.tls.SetReadDeadline(c.deadline(transport.KeycopyMessageTimeout)); err != nil {
-		return transport.KeycopyFrame{}, fmt.Errorf("read frame: %w", err)
+	f, err := readFrame(c.r, limit)
+	if err == nil && c.seat != nil {
+		err = c.seat.spoke()
 	}
-	return readFrame(c.r, limit)
+	if err != nil {
+		return transport.KeycopyFrame{}, c.blame(err)
+	}
+	return f, nil
+}
+
+// wait bounds the reads that follow.
+func (c *Conn) wait(limit time.Duration) error {
+	if c.seat != nil {
+		return c.seat.wait(c.deadline(limit))
+	}
+	return c.tls.SetReadDeadline(c.deadline(limit))
+}
+
+// blame says why a read or write failed.
+func (c *Conn) blame(err error) error {
+	if c.seat != nil && c.seat.lost() {
+		return errDisplaced
+	}
+	return err
 }
 
 func readFrame(r io.Reader, limit int) (f transport.KeycopyFrame, err error) {
@@ -78,9 +108,16 @@ func readFrame(r io.Reader, limit int) (f transport.KeycopyFrame, err error) {
 
 // WriteFrame holds f back, as far as the buffer goes, until a frame with flush.
 func (c *Conn) WriteFrame(f transport.KeycopyFrame, flush bool) error {
+	if err := c.blame(nil); err != nil { // busy has the last word
+		return fmt.Errorf("write %s: %w", f.Type, err)
+	}
 	if err := c.tls.SetWriteDeadline(c.deadline(transport.KeycopyMessageTimeout)); err != nil {
 		return fmt.Errorf("write %s: %w", f.Type, err)
 	}
+	return c.write(f, flush)
+}
+
+func (c *Conn) write(f transport.KeycopyFrame, flush bool) error {
 	var header [headerSize]byte
 	binary.BigEndian.PutUint32(header[:4], uint32(len(f.Body)))
 	header[4] = byte(f.Type)
@@ -96,6 +133,18 @@ func (c *Conn) WriteFrame(f transport.KeycopyFrame, flush bool) error {
 		}
 	}
 	return nil
+}
+
+// busy tells a Target that it had to make room, when all else is over.
+func (c *Conn) busy() error {
+	f, err := transport.EncodeKeycopy(&transport.KeycopyError{Code: transport.KeycopyBusy})
+	if err != nil {
+		return err
+	}
+	if err := c.tls.SetWriteDeadline(time.Now().Add(busyTime)); err != nil {
+		return fmt.Errorf("write %s: %w", f.Type, err)
+	}
+	return c.write(f, true)
 }
 
 // Close ends the connection. Frames that were not flushed are lost.

@@ -231,8 +231,8 @@ func TestSlowPeersAreCutOff(t *testing.T) {
 	}{
 		"silent":               {false, nil, transport.KeycopyTLSTimeout},
 		"TLS byte by byte":     {false, []byte{22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3, 0, 0, 0}, transport.KeycopyTLSTimeout},
-		"silent after TLS":     {true, nil, transport.KeycopyMessageTimeout},
-		"a frame byte by byte": {true, hello, transport.KeycopyMessageTimeout},
+		"silent after TLS":     {true, nil, helloTime},
+		"a frame byte by byte": {true, hello, helloTime},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

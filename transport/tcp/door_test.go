@@ -36,66 +36,6 @@ func TestOrigin(t *testing.T) {
 	}
 }
 
-func TestDoor(t *testing.T) {
-	d := newDoor()
-	now := time.Unix(1_800_000_000, 0)
-	from := func(i int) netip.Prefix {
-		return netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), 32)
-	}
-	for i := range maxFrom {
-		if !d.enter(from(1), now) {
-			t.Fatalf("connection %d from one address is refused", i+1)
-		}
-	}
-	if d.enter(from(1), now) {
-		t.Error("one more from one address")
-	}
-	for i := range maxOpen - maxFrom {
-		if !d.enter(from(2+i), now) {
-			t.Fatalf("connection %d is refused", i+maxFrom+1)
-		}
-	}
-	if d.enter(from(100), now) {
-		t.Error("one more than fits")
-	}
-	d.leave(from(1), false, now)
-	if !d.enter(from(1), now) {
-		t.Error("a place that became free stays taken")
-	}
-	// A stranger waits a second, no longer, and others do not wait for him.
-	d.leave(from(1), true, now)
-	if d.enter(from(1), now.Add(strangerPause-1)) {
-		t.Error("a stranger is back at once")
-	}
-	if !d.enter(from(100), now) {
-		t.Error("others wait for a stranger")
-	}
-	d.leave(from(100), false, now)
-	if !d.enter(from(1), now.Add(strangerPause)) {
-		t.Error("a stranger is locked out")
-	}
-	for range maxFrom {
-		d.leave(from(1), false, now)
-	}
-	for i := range maxOpen - maxFrom {
-		d.leave(from(2+i), false, now)
-	}
-	// The table of strangers does not grow, and forgets the oldest.
-	for i := range 3 * maxStrangers {
-		at := now.Add(time.Duration(i) * time.Millisecond)
-		if !d.enter(from(1000+i), at) {
-			t.Fatal("refused")
-		}
-		d.leave(from(1000+i), true, at)
-	}
-	if len(d.strangers) != maxStrangers || len(d.from) != 0 || d.open != 0 {
-		t.Errorf("%d strangers, %d addresses, %d open", len(d.strangers), len(d.from), d.open)
-	}
-	if _, ok := d.strangers[from(1000+3*maxStrangers-1)]; !ok {
-		t.Error("the newest stranger is forgotten")
-	}
-}
-
 // dialFrom connects from another loopback address.
 func dialFrom(t *testing.T, local, address string) net.Conn {
 	t.Helper()
@@ -116,9 +56,8 @@ func closed(c net.Conn, within time.Duration) bool {
 	return !ok || !ne.Timeout()
 }
 
-// A flood of connections that say nothing takes at most sixteen places, four
-// of them from one address; a Target from elsewhere is still served as soon as
-// one is free.
+// A flood of connections that say nothing takes at most four places for each
+// address; a Target from elsewhere is served meanwhile.
 func TestFloodIsBounded(t *testing.T) {
 	f := newFleet(t)
 	address := serve(t, f.config(t, nil), echo)

@@ -53,7 +53,9 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 
 // Serve accepts connections until ctx ends, and returns when every handle has.
 // It closes ln. handle's Conn breaks when ctx ends and is closed after handle; an
-// error that is transport.ErrKeycopyStranger slows the peer's address down.
+// error that is transport.ErrKeycopyStranger slows the peer's address down. When
+// too many come, those who have not sent their first frame make room; if TLS is
+// through they are told transport.KeycopyBusy.
 func Serve(ctx context.Context, ln net.Listener, cfg Config, handle func(context.Context, *Conn) error) error {
 	defer ln.Close()
 	var err error
@@ -87,27 +89,35 @@ func Serve(ctx context.Context, ln net.Listener, cfg Config, handle func(context
 			}
 			continue
 		}
-		from := origin(raw.RemoteAddr())
-		if !d.enter(from, time.Now()) {
+		s := d.enter(raw, origin(raw.RemoteAddr()), time.Now())
+		if s == nil {
 			raw.Close()
 			continue
 		}
 		wg.Go(func() {
-			stranger, hangUp := serveOne(ctx, raw, cfg, handle)
-			d.leave(from, stranger, time.Now()) // before a stranger sees the end and comes back
+			stranger, hangUp := serveOne(ctx, s, cfg, handle)
+			d.leave(s, stranger, time.Now()) // before a stranger sees the end and comes back
 			hangUp()
 		})
 	}
 }
 
 // serveOne tells whether the peer turned out to be a stranger, and how to hang up.
-func serveOne(ctx context.Context, raw net.Conn, cfg Config, handle func(context.Context, *Conn) error) (stranger bool, hangUp func() error) {
-	c, err := open(ctx, raw, cfg, true)
+func serveOne(ctx context.Context, s *seat, cfg Config, handle func(context.Context, *Conn) error) (stranger bool, hangUp func() error) {
+	c, err := open(ctx, s.conn, cfg, true)
 	if err != nil {
-		cfg.Log.Info("key copy connection refused", "remote", raw.RemoteAddr().String(), "err", err)
-		return true, raw.Close
+		if s.lost() {
+			err = errDisplaced
+		}
+		cfg.Log.Info("key copy connection refused", "remote", s.conn.RemoteAddr().String(), "err", err)
+		return true, s.conn.Close
 	}
-	return errors.Is(handle(ctx, c), transport.ErrKeycopyStranger), c.Close
+	c.seat = s
+	err = handle(ctx, c)
+	if s.lost() {
+		_ = c.busy() // a courtesy: the connection ends either way
+	}
+	return errors.Is(err, transport.ErrKeycopyStranger), c.Close
 }
 
 // Dial connects to a Source at host:port. The Conn breaks when ctx ends.
