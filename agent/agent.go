@@ -6,6 +6,7 @@
 //   - clock.go: what time it is, on a terminal that may wake in 1970
 //   - link.go, trip.go: the connection to the management server, and enroll.go,
 //     session.go, command.go, credential.go, holding.go: what is said over it
+//   - revoked.go: which gates may not be talked to any more
 //   - relay.go: local ports through which unchanged programs use credentials
 //   - keycopy.go, keycopy_offer.go, keycopy_fetch.go: credentials from terminal to terminal
 //   - status.go, control.go: what people see and ask for
@@ -155,7 +156,7 @@ func (a *Agent) openVault(ctx context.Context, fatal context.CancelCauseFunc) (*
 			return nil, nil
 		}
 		if err == nil {
-			v.changed, v.failed = a.changed, func(err error) { fatal(fmt.Errorf("store: %w", err)) }
+			v.changed, v.relisted, v.failed = a.changed, a.recheck, func(err error) { fatal(fmt.Errorf("store: %w", err)) }
 			a.mu.Lock()
 			a.vault, a.problem = v, nil
 			a.mu.Unlock()

@@ -24,16 +24,17 @@ type authority struct {
 	t             testing.TB
 	root, issuing *x509.Certificate
 	key           *ecdsa.PrivateKey // of issuing
-	from, to      time.Time         // of what it issues next
+	rootKey       *ecdsa.PrivateKey
+	from, to      time.Time // of what it issues next
 }
 
 func newAuthority(t testing.TB) *authority {
 	t.Helper()
 	a := &authority{t: t, from: time.Now().Add(-time.Hour).Truncate(time.Second), to: time.Now().Add(365 * 24 * time.Hour).Truncate(time.Second)}
-	rootKey := newTestKey(t)
-	a.root = a.sign(&x509.Certificate{Subject: pkix.Name{CommonName: "root"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil, rootKey.Public(), rootKey)
+	a.rootKey = newTestKey(t)
+	a.root = a.sign(&x509.Certificate{Subject: pkix.Name{CommonName: "root"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil, a.rootKey.Public(), a.rootKey)
 	a.key = newTestKey(t)
-	a.issuing = a.sign(&x509.Certificate{Subject: pkix.Name{CommonName: "issuing"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, a.root, a.key.Public(), rootKey)
+	a.issuing = a.sign(&x509.Certificate{Subject: pkix.Name{CommonName: "issuing"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}, a.root, a.key.Public(), a.rootKey)
 	return a
 }
 
@@ -92,6 +93,24 @@ func (a *authority) management() tls.Certificate {
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}, key.Public())
 	return tls.Certificate{Certificate: chain, PrivateKey: key}
+}
+
+// revoked is the message that a management server sends about these.
+func (a *authority) revoked(number int64, leaves ...[]byte) *transport.ServiceRevoked {
+	a.t.Helper()
+	list := &x509.RevocationList{Number: big.NewInt(number), ThisUpdate: a.from, NextUpdate: a.to}
+	for _, der := range leaves {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: a.from})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, list, a.issuing, a.key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return &transport.ServiceRevoked{Number: number, CRL: der, Issuer: a.issuing.Raw}
 }
 
 // bundle makes a provisioning bundle of this deployment.

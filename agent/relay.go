@@ -65,14 +65,25 @@ var _ relay.Credentials = credentials{}
 
 // Client gives the credential in force, looked up anew for every connection.
 func (c credentials) Client(_ context.Context, service transport.Name) (*relay.Dialable, error) {
+	v, err := c.a.open()
+	if err != nil {
+		return nil, err
+	}
 	found, err := c.a.Credential(service, transport.UsageClient)
 	if err != nil {
 		return nil, err
 	}
 	return &relay.Dialable{
 		Certificate: found.TLS, ServerName: found.Record.ServerName, Endpoints: found.Record.Endpoints,
-		Roots: found.Anchors, JudgedAt: c.a.clock.Judge,
+		Roots: found.Anchors, JudgedAt: c.a.clock.Judge, Revoked: v.revocations.check,
 	}, nil
+}
+
+// recheck ends what goes through gates that are revoked now.
+func (a *Agent) recheck() {
+	for _, r := range a.relays {
+		r.relay.Recheck()
+	}
 }
 
 // Credential gives the credential in force for a service; ErrNoCredential,

@@ -19,10 +19,18 @@ import (
 // gateway stands for a gate: it answers with the credential that came in.
 func gateway(t *testing.T, ca *authority) (address string) {
 	t.Helper()
+	address, _ = gatewayLeaf(t, ca)
+	return address
+}
+
+// gatewayLeaf also gives its certificate.
+func gatewayLeaf(t *testing.T, ca *authority) (address string, leaf []byte) {
+	t.Helper()
 	key := newTestKey(t)
+	chain := ca.gate(key.Public(), "maps.example")
 	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
 		MinVersion: tls.VersionTLS13, ClientAuth: tls.RequireAnyClientCert, NextProtos: []string{"http/1.1"},
-		Certificates: []tls.Certificate{{Certificate: ca.gate(key.Public(), "maps.example"), PrivateKey: key}},
+		Certificates: []tls.Certificate{{Certificate: chain, PrivateKey: key}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -45,7 +53,7 @@ func gateway(t *testing.T, ca *authority) (address string) {
 		}
 	})
 	t.Cleanup(func() { ln.Close(); wg.Wait() })
-	return ln.Addr().String()
+	return ln.Addr().String(), chain[0]
 }
 
 func get(t *testing.T, address string) string {

@@ -97,6 +97,10 @@ func (s *session) hear(ctx context.Context, env *transport.Envelope) error {
 		return heard(env, s.certificate)
 	case (*transport.CredentialClaimed)(nil).Type():
 		return heard(env, s.claimTaken)
+	case (*transport.ServiceRevoked)(nil).Type():
+		if s.other == nil { // a gate's list is of credentials, and the gate's affair
+			return heard(env, s.revoked)
+		}
 	case (*transport.Fault)(nil).Type():
 		return heard(env, func(f *transport.Fault) error { return s.fault(env, f) })
 	}

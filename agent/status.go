@@ -31,6 +31,7 @@ type Status struct {
 	Clock       ClockStatus       `json:"clock"`
 	Credentials CredentialSummary `json:"credentials"`
 	Relays      []RelayStatus     `json:"relays"`
+	Revoked     *RevokedStatus    `json:"revoked_gates,omitempty"` // absent while nothing is known of them
 	Keycopy     *KeycopyStatus    `json:"keycopy,omitempty"`
 }
 
@@ -87,7 +88,7 @@ func (a *Agent) Status() Status {
 		s.Keys = KeysStatus{Text: problem.Message, Next: problem.Next}
 		return s
 	}
-	s.Device, s.Keys = &v.device, keysStatus(v.module.Level())
+	s.Device, s.Keys, s.Revoked = &v.device, keysStatus(v.module.Level()), v.revocations.status()
 	self, err := v.self()
 	if err == nil && self != nil {
 		self.wipe()

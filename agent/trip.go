@@ -62,7 +62,11 @@ func (t *trip) tls(host string, identity [][]byte) *tls.Config {
 		VerifyConnection: func(state tls.ConnectionState) error {
 			chain := state.PeerCertificates
 			at := t.clock.Judge(chain)
-			if err := transport.VerifyManagement(chain, t.roots, t.self.Deployment, host, at); err != nil {
+			err := transport.VerifyManagement(chain, t.roots, t.self.Deployment, host, at)
+			if err == nil {
+				err = t.vault.revocations.check(chain)
+			}
+			if err != nil {
 				return serverRefused(t.server, err)
 			}
 			t.proof = chain

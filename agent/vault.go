@@ -24,9 +24,12 @@ type vault struct {
 	device   transport.DeviceID
 	clock    *Clock
 	log      *slog.Logger
-	// changed is told after every write, failed when the disk did.
-	changed func()
-	failed  func(error)
+	// revocations says which gates may not be talked to.
+	revocations revocations
+	// changed is told after every write, failed when the disk did, relisted when
+	// other gates are revoked than before.
+	changed, relisted func()
+	failed            func(error)
 }
 
 const (
@@ -75,7 +78,7 @@ func openVault(ctx context.Context, opener Opener, clock *Clock, log *slog.Logge
 	if err != nil {
 		return nil, err
 	}
-	v := &vault{module: module, store: s, clock: clock, log: log, changed: func() {}, failed: func(error) {}}
+	v := &vault{module: module, store: s, clock: clock, log: log, changed: func() {}, relisted: func() {}, failed: func(error) {}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, v.close())
@@ -89,7 +92,7 @@ func openVault(ctx context.Context, opener Opener, clock *Clock, log *slog.Logge
 		if found && err == nil {
 			clock.load(floor)
 		}
-		return err
+		return errors.Join(err, v.revocations.load(tx))
 	})
 	if err != nil {
 		return nil, err

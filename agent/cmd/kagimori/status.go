@@ -46,6 +46,9 @@ func showStatus(w io.Writer, s *agent.Status) {
 	for _, r := range s.Relays {
 		fields = append(fields, "relay", relayLine(&r))
 	}
+	if s.Revoked != nil {
+		fields = append(fields, "revoked gates", revokedLine(s.Revoked))
+	}
 	if s.Keycopy != nil {
 		fields = append(fields, "key copy", keycopyLine(s.Keycopy))
 	}
@@ -136,6 +139,17 @@ func relayLine(r *agent.RelayStatus) any {
 	text += fmt.Sprintf(", with %s, %d open", r.Credential, r.Active)
 	if r.Error != "" {
 		text += fmt.Sprintf("; last refusal %s: %s", verb.Time(r.ErrorTime), r.Error)
+	}
+	return text
+}
+
+func revokedLine(r *agent.RevokedStatus) any {
+	text := "no list yet"
+	if !r.Issued.IsZero() {
+		text = fmt.Sprintf("%d on list %d of %s", r.Revoked, r.Number, verb.Time(r.Issued))
+	}
+	if r.Problem != "" {
+		return verb.Warn(text + ": " + r.Problem)
 	}
 	return text
 }
