@@ -196,6 +196,7 @@ want "$out" installed
 wait "$offer" || fail "the offer did not end well: $(cat offer.out)"
 say "and nav-001 says:"
 tail -n 3 offer.out | sed 's/^/    /'
+want "$(cat offer.out)" "still holds it"
 
 step "6. The successor reaches the service with the copied key; nothing was changed there"
 at nav-002 curl -sS "http://127.0.0.1:$relay2/tokyo"
@@ -207,7 +208,9 @@ passphrase=$(sed -n 's/^passphrase *//p' <<<"$out")
 at nav-002 kagimori provision nav-002.bundle <<<"$passphrase"
 until_true "the server knows both holders" shows server "nav-002" kagimori-server credential list
 at server kagimori-server credential list
-want "$out" nav-001
+id=$(grep -oE 'cr-[a-z0-9]+ .* nav-00' <<<"$out" | grep -oE '^cr-[a-z0-9]+')
+quietly server kagimori-server credential show "$id" --json
+for part in '"terminal": "nav-001"' '"terminal": "nav-002"' '"operation": "copy"' '"operated": "20' '"expires": "20' '"in_force": true'; do want "$out" "$part"; done
 
 step "7. Wrong codes, and a terminal that is taken out of service"
 offer
@@ -218,6 +221,7 @@ for left in 2 1 0; do
 done
 wait "$offer" && fail "the offer outlived three wrong codes"
 tail -n 2 offer.out | sed 's/^/    /'
+want "$(cat offer.out)" "the code is destroyed"
 at server kagimori-server terminal remove nav-001
 until_true "nav-001 was disconnected" shows nav-001 '"state": "refused"' kagimori status --json
 at server kagimori-server terminal show nav-001

@@ -182,8 +182,8 @@ func TestFilesStayReadable(t *testing.T) {
 			if !ok || s.test {
 				continue
 			}
-			if n := s.fset.Position(f.End()).Line - s.fset.Position(f.Pos()).Line + 1; n > 70 {
-				t.Errorf("%s: %s has %d lines, 70 is the limit", s.path, f.Name.Name, n)
+			if n := s.fset.Position(f.End()).Line - s.fset.Position(f.Pos()).Line + 1; n > 60 {
+				t.Errorf("%s: %s has %d lines, 60 is the limit", s.path, f.Name.Name, n)
 			}
 			if f.Name.Name == "init" && f.Recv == nil {
 				t.Errorf("%s: init runs where nobody sees it", s.path)

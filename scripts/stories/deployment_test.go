@@ -24,7 +24,9 @@ type deployment struct {
 
 	mqtt, http, door string // host:port
 	serverRun        *daemon
+	gateRun          *daemon
 	serverConfig     string
+	gateConfig       string
 	bundles          map[string]made // by the name a story gave them
 }
 
@@ -52,12 +54,18 @@ func deploy(t *testing.T, n *network, known func(*deployment) string) *deploymen
 	maps := d.address(d.gate, 8080)
 	d.upstream(maps)
 	d.gateBundle()
-	d.gate.start("kagimori-gate", d.gate.config("kagimori-gate", "", fmt.Sprintf("[gate]\nlisten = %q\nupstream = %q", d.door, "http://"+loopback(maps))))
+	d.gateConfig = d.gate.config("kagimori-gate", "", fmt.Sprintf("[gate]\nlisten = %q\nupstream = %q", d.door, "http://"+loopback(maps)))
+	d.gateRun = d.gate.start("kagimori-gate", d.gateConfig)
 	d.provision(d.gate, "kagimori-gate", "gate")
+	d.gateServes()
+	return d
+}
+
+func (d *deployment) gateServes() {
+	d.t.Helper()
 	d.gate.until("the gate serves", func() bool {
 		return strings.Contains(d.gate.verb("", "kagimori-gate", "status", "--json"), `"open": true`)
 	})
-	return d
 }
 
 // address is where a machine listens: a port of its own in its namespace, or a

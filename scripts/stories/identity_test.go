@@ -283,7 +283,7 @@ func TestCertificatesOpenTheirOwnDoorOnly(t *testing.T) {
 	}
 }
 
-// A terminal that is removed is gone within a second: its connection ends, and
+// A terminal that is removed is gone at once: its connection ends, and
 // neither its identity nor the credential that only it held opens anything.
 //
 // req: L10

@@ -94,6 +94,44 @@ func TestReplaceAcrossNetworks(t *testing.T) {
 	})
 }
 
+// Each program is killed in turn, as a power cut does it, and comes back with
+// everything it had acknowledged.
+//
+// req: C9, L1
+func TestKilledProgramsComeBack(t *testing.T) {
+	d := newDeployment(t, nil)
+	old, fresh := d.terminal("nav-001", chip(t)), d.terminal("nav-002", sealedFile)
+	old.named()
+	id := old.issue()
+	d.serverRun.kill()
+	old.daemon.kill()
+	d.gateRun.kill()
+	d.serve()
+	old.daemon = old.start("kagimori", old.config)
+	d.gateRun = d.gate.start("kagimori-gate", d.gateConfig)
+	d.gateServes()
+	if got := old.curl("/a"); !strings.Contains(got, id) {
+		t.Errorf("after all three were killed: %s", got)
+	}
+	if got := d.holders(id); !slices.Equal(got, []string{"nav-001"}) {
+		t.Errorf("holders %v", got)
+	}
+
+	// An operator code lives in memory only: it dies with the power, the keys do not.
+	fresh.spare()
+	o := old.offer(old.socket("kagimori"))
+	old.daemon.kill()
+	old.daemon = old.start("kagimori", old.config)
+	fresh.refused(5, "", o.code+"\n", "kagimori", "keycopy", "fetch", old.copy)
+	o = old.offer(old.socket("kagimori"))
+	fresh.verb(o.code+"\n", "kagimori", "keycopy", "fetch", old.copy)
+	fresh.daemon.kill()
+	fresh.daemon = fresh.start("kagimori", fresh.config)
+	for _, m := range []*terminal{old, fresh} {
+		m.until("the key works", func() bool { return strings.Contains(m.curl("/b"), id) })
+	}
+}
+
 // chip is a TPM of its own for one terminal, emulated.
 func chip(t *testing.T) open.Config {
 	return open.Config{Kind: open.KindTPM, Path: hsmtest.StartTPM(t)}
