@@ -25,6 +25,7 @@ const (
 // An Origin is how a credential came to this device.
 type Origin string
 
+// The ways for a credential to come here.
 const (
 	OriginIssue Origin = "issue" // made here, certified by the server
 	OriginCopy  Origin = "copy"  // copied from another terminal, which still has it

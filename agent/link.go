@@ -22,6 +22,7 @@ import (
 // LinkState is where the link is.
 type LinkState string
 
+// Where the link may be.
 const (
 	LinkStarting      LinkState = "starting"      // the store is not open yet
 	LinkUnprovisioned LinkState = "unprovisioned" // no bundle has been taken in

@@ -28,15 +28,15 @@ type Keycopy struct {
 	Enabled []string `toml:"enabled"`
 }
 
-// KeycopyModes are the modes that Keycopy.Enabled may name.
-func KeycopyModes() []string { return []string{"pake"} }
+// keycopyModes are the modes that Keycopy.Enabled may name.
+func keycopyModes() []string { return []string{"pake"} }
 
 func (k Keycopy) check(report report) {
 	checkListen("keycopy.listen", k.Listen, report)
 	k.CodeTTL.check("keycopy.code_ttl", 10*time.Second, time.Hour, report)
 	for _, m := range k.Enabled {
-		if !slices.Contains(KeycopyModes(), m) {
-			report("keycopy.enabled", "mode %q is not known; known: %q", m, KeycopyModes())
+		if !slices.Contains(keycopyModes(), m) {
+			report("keycopy.enabled", "mode %q is not known; known: %q", m, keycopyModes())
 		}
 	}
 }
@@ -72,13 +72,13 @@ func DefaultAgent() Agent {
 		HSM:      HSM{Kind: "file"},
 		Control:  Control{Socket: "/run/kagimori/control.sock", Mode: "0660", Operators: []string{}},
 		Link:     defaultLink(),
-		Keycopy:  Keycopy{Listen: "0.0.0.0:8885", CodeTTL: DurationOf(300 * time.Second), Enabled: []string{"pake"}},
+		Keycopy:  Keycopy{Listen: "0.0.0.0:8885", CodeTTL: durationOf(300 * time.Second), Enabled: []string{"pake"}},
 		Log:      defaultLog(),
 	}
 }
 
 func defaultLink() Link {
-	return Link{Poll: DurationOf(15 * time.Minute), MaxBackoff: DurationOf(2 * time.Minute)}
+	return Link{Poll: durationOf(15 * time.Minute), MaxBackoff: durationOf(2 * time.Minute)}
 }
 
 func defaultLog() Log { return Log{Level: "info", Format: "text"} }

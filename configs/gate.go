@@ -70,8 +70,8 @@ func withPort(host string) string {
 	return host + ":80"
 }
 
-// DefaultGate is what the embedded gate.toml says.
-func DefaultGate() Gate {
+// defaultGate is what the embedded gate.toml says.
+func defaultGate() Gate {
 	return Gate{
 		StateDir: "/var/lib/kagimori-gate",
 		HSM:      HSM{Kind: "file"},
@@ -79,13 +79,13 @@ func DefaultGate() Gate {
 		Link:     defaultLink(),
 		Gate: GateGate{
 			Listen: "0.0.0.0:8443", Upstream: "http://127.0.0.1:8080",
-			CRLMaxAge: DurationOf(24 * time.Hour), CRLFetch: DurationOf(time.Hour),
+			CRLMaxAge: durationOf(24 * time.Hour), CRLFetch: durationOf(time.Hour),
 		},
 		Log: defaultLog(),
 	}
 }
 
-func (g *Gate) setDefaults()        { *g = DefaultGate() }
+func (g *Gate) setDefaults()        { *g = defaultGate() }
 func (g *Gate) defaultPath() string { return GatePath }
 
 func (g *Gate) check(report report) {

@@ -49,8 +49,8 @@ func (c CA) check(report report) {
 	c.Backdate.check("ca.backdate", 0, 24*time.Hour, report)
 }
 
-// DefaultServer is what the embedded server.toml says.
-func DefaultServer() Server {
+// defaultServer is what the embedded server.toml says.
+func defaultServer() Server {
 	return Server{
 		StateDir: "/var/lib/kagimori-server",
 		HSM:      HSM{Kind: "file"},
@@ -58,17 +58,17 @@ func DefaultServer() Server {
 		MQTT:     MQTT{Listen: "0.0.0.0:8883"},
 		HTTP:     HTTP{Listen: "0.0.0.0:8880"},
 		CA: CA{
-			IdentityLifetime: DurationOf(8760 * time.Hour),
-			ServiceLifetime:  DurationOf(2160 * time.Hour),
-			ServerLifetime:   DurationOf(8760 * time.Hour),
-			CRLLifetime:      DurationOf(24 * time.Hour),
-			Backdate:         DurationOf(5 * time.Minute),
+			IdentityLifetime: durationOf(8760 * time.Hour),
+			ServiceLifetime:  durationOf(2160 * time.Hour),
+			ServerLifetime:   durationOf(8760 * time.Hour),
+			CRLLifetime:      durationOf(24 * time.Hour),
+			Backdate:         durationOf(5 * time.Minute),
 		},
 		Log: defaultLog(),
 	}
 }
 
-func (s *Server) setDefaults()        { *s = DefaultServer() }
+func (s *Server) setDefaults()        { *s = defaultServer() }
 func (s *Server) defaultPath() string { return ServerPath }
 
 func (s *Server) check(report report) {

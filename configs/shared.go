@@ -18,8 +18,8 @@ type Duration struct {
 	bad string // what was written instead, quoted; check reports it with key and line
 }
 
-// DurationOf makes one.
-func DurationOf(d time.Duration) Duration { return Duration{d: d} }
+// durationOf makes one.
+func durationOf(d time.Duration) Duration { return Duration{d: d} }
 
 // D is the time.Duration.
 func (d Duration) D() time.Duration { return d.d }

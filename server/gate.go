@@ -108,15 +108,15 @@ func (s *Server) parseService(in GateAddParams) (v store.Service, err error) {
 		v.Endpoints = []string{net.JoinHostPort(v.DNS[0], gatePort)}
 	}
 	for _, e := range v.Endpoints {
-		if err := CheckAddress(e); err != nil {
+		if err := checkAddress(e); err != nil {
 			return v, control.Problemf(control.BadInput, "give endpoints as HOST:PORT", "endpoint %w", err)
 		}
 	}
 	return v, nil
 }
 
-// CheckAddress checks a host:port that others will dial.
-func CheckAddress(address string) error {
+// checkAddress checks a host:port that others will dial.
+func checkAddress(address string) error {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil || len(address) > maxEndpoint {
 		return fmt.Errorf("%.300q is not HOST:PORT", address)

@@ -76,15 +76,15 @@ func (s *Server) loadOwn(ctx context.Context) error {
 	return s.useOwn(s.ca.Chain(ca.Server, row.DER), key)
 }
 
-// useOwn puts a certificate in force. The key before stays open: handshakes
-// may still use it.
+// useOwn puts a certificate in force with its key, or else closes the key. The
+// key before stays open: handshakes may still use it.
 func (s *Server) useOwn(chain [][]byte, key hsm.Signer) error {
 	leaf, err := x509.ParseCertificate(chain[0])
 	if err != nil {
-		return fmt.Errorf("read the server's certificate: %w", err)
+		return errors.Join(fmt.Errorf("read the server's certificate: %w", err), key.Close())
 	}
 	if public, ok := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(key.Public()) {
-		return nil // half of a renewal: the next one makes both anew
+		return key.Close() // half of a renewal: the next one makes both anew
 	}
 	s.own.Store(&tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf})
 	return nil
@@ -101,7 +101,7 @@ func (s *Server) makeOwn(ctx context.Context) error {
 	}
 	i, err := s.ca.Management(key.Public(), s.cfg.Now())
 	if err != nil {
-		return err
+		return errors.Join(err, key.Close())
 	}
 	err = s.store.Update(ctx, s.by(actorServer), func(tx *store.Tx) error {
 		return errors.Join(
@@ -110,7 +110,7 @@ func (s *Server) makeOwn(ctx context.Context) error {
 			tx.Audit("server.certificate", string(s.deployment.Name), "serial "+serialText(i.Serial)))
 	})
 	if err != nil {
-		return fmt.Errorf("keep the server's certificate: %w", err)
+		return errors.Join(fmt.Errorf("keep the server's certificate: %w", err), key.Close())
 	}
 	s.log.Info("server certificate made", "serial", serialText(i.Serial), "until", i.NotAfter)
 	return s.useOwn(i.Chain, key)

@@ -47,7 +47,7 @@ func Init(ctx context.Context, cfg InitConfig, log *slog.Logger) error {
 		return control.Problemf(control.BadInput, "give it with --address HOST:PORT", "the address is missing under which terminals reach this server")
 	}
 	for _, a := range slices.Concat(cfg.Servers, cfg.HTTP) {
-		if err := CheckAddress(a); err != nil {
+		if err := checkAddress(a); err != nil {
 			return control.Problemf(control.BadInput, "give addresses as HOST:PORT, as terminals reach this server", "address %w", err)
 		}
 	}

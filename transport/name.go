@@ -43,8 +43,8 @@ type DeviceID [sha256.Size]byte
 // NewDeviceID hashes a DER SubjectPublicKeyInfo.
 func NewDeviceID(spki []byte) DeviceID { return sha256.Sum256(spki) }
 
-// ParseDeviceID reads the text form: 64 hexadecimal digits.
-func ParseDeviceID(s string) (d DeviceID, err error) {
+// parseDeviceID reads the text form: 64 hexadecimal digits.
+func parseDeviceID(s string) (d DeviceID, err error) {
 	b, err := hex.DecodeString(s)
 	if err != nil || len(b) != len(d) {
 		return d, fmt.Errorf("%q is not a device id: want %d hexadecimal digits", s, 2*len(d))
@@ -62,7 +62,7 @@ func (d DeviceID) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 
 // UnmarshalText reads the hexadecimal form.
 func (d *DeviceID) UnmarshalText(b []byte) (err error) {
-	*d, err = ParseDeviceID(string(b))
+	*d, err = parseDeviceID(string(b))
 	return err
 }
 

@@ -25,8 +25,8 @@ const (
 	enrollRandom = 16
 )
 
-// ErrTopic is a topic that no client of this system has.
-var ErrTopic = errors.New("not a topic of this system")
+// errTopic is a topic that no client of this system has.
+var errTopic = errors.New("not a topic of this system")
 
 // Topics gives the two topics of a segment.
 func Topics(segment string) (up, down string) {
@@ -42,7 +42,7 @@ func ParseTopic(topic string) (segment string, up bool, err error) {
 		}
 	}
 	if !found || !ValidSegment(segment) {
-		return "", false, fmt.Errorf("%.80q: %w", topic, ErrTopic)
+		return "", false, fmt.Errorf("%.80q: %w", topic, errTopic)
 	}
 	return segment, up, nil
 }

@@ -14,7 +14,7 @@ var (
 	ErrNewer = errors.New("the store was written by a newer release: install that release again, or one that is newer still")
 	// ErrForeign: the store key was sealed by another hsm module.
 	ErrForeign = errors.New("the store was sealed by another TPM or device secret: put that one back, or move the store away and enroll anew")
-	// ErrFull: MaxSize is reached, or the disk is full. Nothing was changed.
+	// ErrFull: maxSize is reached, or the disk is full. Nothing was changed.
 	ErrFull = errors.New("the store has no room for this: free space on its disk, and look why so many records wait")
 	// ErrFailed: the disk failed in a write, and what is on it is uncertain.
 	ErrFailed = errors.New("the disk under the store failed: look into the kernel log, then restart the daemon, which reads what is left")

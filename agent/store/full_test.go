@@ -40,7 +40,7 @@ func TestFullStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d records of 8 KiB, file of %d KiB", n, info.Size()>>10)
-	if info.Size() > MaxSize || n*8<<10 < MaxSize/2 {
+	if info.Size() > maxSize || n*8<<10 < maxSize/2 {
 		t.Errorf("%d KiB in a file of %d KiB", n*8, info.Size()>>10)
 	}
 	goesOn(t, s, n)

@@ -35,7 +35,7 @@ const (
 	flagBucket   = 0x01 // of a leaf element
 
 	noFreelist = ^uint64(0)
-	maxDepth   = 32 // of the tree; one of MaxSize has less than 16
+	maxDepth   = 32 // of the tree; one of maxSize has less than 16
 )
 
 var order = binary.NativeEndian
@@ -73,8 +73,8 @@ func checkPages(path string) error {
 }
 
 func checkFile(r io.ReaderAt, size int64) error {
-	if size > MaxSize {
-		return fmt.Errorf("%d bytes, the limit is %d", size, MaxSize)
+	if size > maxSize {
+		return fmt.Errorf("%d bytes, the limit is %d", size, maxSize)
 	}
 	m, err := readMeta(r, size)
 	if err != nil {

@@ -52,13 +52,13 @@ import (
 
 // Limits, in bytes.
 const (
-	// MaxSize is as large as the file may become. It is also mapped whole from
+	// maxSize is as large as the file may become. It is also mapped whole from
 	// the start, so that a writer never has to wait for readers to remap.
-	MaxSize = 32 << 20
-	// MaxRecord bounds one encoded value.
-	MaxRecord = 1 << 20
-	// MaxKey bounds a key.
-	MaxKey = 255
+	maxSize = 32 << 20
+	// maxRecord bounds one encoded value.
+	maxRecord = 1 << 20
+	// maxKey bounds a key.
+	maxKey = 255
 
 	// reserve is room that only a transaction may use which makes the records
 	// smaller in sum: a full store can still be emptied, although bbolt writes
@@ -148,8 +148,8 @@ func openDB(path string, file **os.File) (db *bbolt.DB, err error) {
 	}()
 	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
 		Timeout:         foreignLock,
-		MaxSize:         MaxSize,
-		InitialMmapSize: MaxSize,
+		MaxSize:         maxSize,
+		InitialMmapSize: maxSize,
 		NoStatistics:    true,
 		// The list of free pages is written with every commit, although that
 		// costs a page: without it, bbolt walks the whole file at each start in

@@ -278,8 +278,8 @@ func TestAppend(t *testing.T) {
 	if !slices.IsSorted(keys) || len(slices.Compact(slices.Clone(keys))) != 20 {
 		t.Errorf("keys: %v", keys)
 	}
-	if n, err := Sequence(keys[19]); n != 20 || err != nil {
-		t.Errorf("sequence: %d, %v", n, err)
+	if want := fmt.Sprintf("%016x", 20); keys[19] != want {
+		t.Errorf("the last key is %s, want %s", keys[19], want)
 	}
 }
 
@@ -287,7 +287,7 @@ func TestMistakesOfCallers(t *testing.T) {
 	s, _, _ := newStore(t)
 	for _, c := range []struct{ bucket, key string }{
 		{"", "k"}, {"_meta", "k"}, {"_blobs", "k"}, {"A", "k"}, {"a b", "k"}, {strings.Repeat("a", 64), "k"},
-		{"a", ""}, {"a", "k\x00"}, {"a", strings.Repeat("k", MaxKey+1)},
+		{"a", ""}, {"a", "k\x00"}, {"a", strings.Repeat("k", maxKey+1)},
 	} {
 		err := s.Update(func(tx *Tx) error {
 			_, err := tx.Get(c.bucket, c.key, &record{})
@@ -317,7 +317,7 @@ func TestMistakesOfCallers(t *testing.T) {
 	if !errors.Is(err, ErrName) {
 		t.Errorf("the store's own blob: %v", err)
 	}
-	if err := s.Update(func(tx *Tx) error { return tx.Put("a", "k", make([]byte, MaxRecord)) }); err == nil {
+	if err := s.Update(func(tx *Tx) error { return tx.Put("a", "k", make([]byte, maxRecord)) }); err == nil {
 		t.Error("a record over the limit is taken")
 	}
 	s.Close()

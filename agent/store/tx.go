@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -53,8 +52,8 @@ func (tx *Tx) put(bucket []byte, key string, v any) (err error) {
 		return err
 	}
 	defer clear(plain)
-	if len(plain) > MaxRecord {
-		return fmt.Errorf("value of %d bytes, the limit is %d", len(plain), MaxRecord)
+	if len(plain) > maxRecord {
+		return fmt.Errorf("value of %d bytes, the limit is %d", len(plain), maxRecord)
 	}
 	b, err := tx.make(bucket)
 	if err != nil {
@@ -91,9 +90,6 @@ func (tx *Tx) Append(bucket string, v any) (key string, err error) {
 	key = fmt.Sprintf("%016x", n)
 	return key, tx.Put(bucket, key, v)
 }
-
-// Sequence is the number behind a key that Append gave.
-func Sequence(key string) (uint64, error) { return strconv.ParseUint(key, 16, 64) }
 
 func (tx *Tx) sequence(bucket []byte) (n uint64, err error) {
 	defer tx.guard(&err)
@@ -137,7 +133,7 @@ func (tx *Tx) decode(bucket []byte, key string, sealed []byte, v any) error {
 		return err
 	}
 	defer clear(plain)
-	return transport.Unmarshal(plain, v, MaxRecord)
+	return transport.Unmarshal(plain, v, maxRecord)
 }
 
 // Delete removes a record. That it is not there is no error.
@@ -286,7 +282,7 @@ func (tx *Tx) commit() (err error) {
 		return nil
 	}
 	defer tx.guard(&err)
-	tx.s.db.MaxSize = MaxSize // read by bbolt in Commit, under our writer lock
+	tx.s.db.MaxSize = maxSize // read by bbolt in Commit, under our writer lock
 	if tx.grown > 0 {
 		tx.s.db.MaxSize -= reserve
 	}
@@ -297,7 +293,7 @@ func (tx *Tx) commit() (err error) {
 	case err == nil:
 		return nil
 	case errors.Is(err, berrors.ErrMaxSizeReached):
-		return fmt.Errorf("%w (its limit is %d MiB)", ErrFull, (MaxSize-reserve)>>20)
+		return fmt.Errorf("%w (its limit is %d MiB)", ErrFull, (maxSize-reserve)>>20)
 	case errors.As(err, &write) && noSpace(err): // and not a sync that found it out later
 		return fmt.Errorf("%w (%w)", ErrFull, err)
 	}
@@ -327,7 +323,7 @@ func (tx *Tx) guard(err *error) {
 }
 
 func checkNames(bucket, key string) error {
-	if bucket == "" || len(bucket) > maxBucket || key == "" || len(key) > MaxKey || strings.IndexByte(key, 0) >= 0 {
+	if bucket == "" || len(bucket) > maxBucket || key == "" || len(key) > maxKey || strings.IndexByte(key, 0) >= 0 {
 		return ErrName
 	}
 	for _, c := range []byte(bucket) {

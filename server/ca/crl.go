@@ -9,7 +9,6 @@ import (
 
 // Reasons of RFC 5280 §5.3.1 that are used here.
 const (
-	ReasonUnspecified          = 0
 	ReasonSuperseded           = 4
 	ReasonCessationOfOperation = 5
 )

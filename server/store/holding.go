@@ -9,10 +9,11 @@ import (
 // Origin is how a device came to hold a credential.
 type Origin string
 
+// The ways for a credential to come to a device.
 const (
-	OriginIssue Origin = "issue"
-	OriginCopy  Origin = "copy"
-	OriginMove  Origin = "move"
+	OriginIssue Origin = "issue" // made there, certified here
+	OriginCopy  Origin = "copy"  // copied from a device that still has it
+	OriginMove  Origin = "move"  // copied from one that has deleted it since
 )
 
 // A Holding says that a device has a credential (DESIGN D7).

@@ -65,7 +65,9 @@ func (s *Store) setColumnKey(key *hsm.Secret) error {
 	if s.column, err = cipher.NewGCM(block); err != nil {
 		return err
 	}
-	s.decoy = s.seal("terminals", "common_key", "", hsm.RandomSecret(columnKeySize))
+	nobodys := hsm.RandomSecret(columnKeySize)
+	defer nobodys.Wipe()
+	s.decoy = s.seal("terminals", "common_key", "", nobodys)
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 // TerminalState is how far a terminal is.
 type TerminalState string
 
+// How far a terminal may be.
 const (
 	TerminalExpected TerminalState = "expected" // its bundle is made, its device not known
 	TerminalEnrolled TerminalState = "enrolled" // one device is pinned to the name
@@ -21,9 +22,10 @@ const (
 // TerminalKind says what stands behind the name.
 type TerminalKind string
 
+// What may stand behind a name.
 const (
-	KindTerminal TerminalKind = "terminal"
-	KindGate     TerminalKind = "gate"
+	KindTerminal TerminalKind = "terminal" // a device that holds credentials
+	KindGate     TerminalKind = "gate"     // the door of a service
 )
 
 // A Terminal is a name that the server gave to a device, or will.

@@ -22,7 +22,6 @@ const (
 	Subscribe   Type = 8
 	Suback      Type = 9
 	Unsubscribe Type = 10
-	Unsuback    Type = 11
 	Pingreq     Type = 12
 	Pingresp    Type = 13
 	Disconnect  Type = 14
