@@ -69,22 +69,22 @@ func (s *Server) commandResult(ctx context.Context, ses *session, m *transport.C
 }
 
 // settleIssue ends a credential that its terminal did not take: nobody has the
-// key, or nobody may use it. It says whether the service CA's list has changed.
-func (s *Server) settleIssue(tx *store.Tx, c store.Command, state transport.CommandState) (revoked bool, err error) {
+// key, or nobody may use it. It names the issuer whose list has changed.
+func (s *Server) settleIssue(tx *store.Tx, c store.Command, state transport.CommandState) (revoked []string, err error) {
 	if c.Kind != transport.CommandIssue || (state == transport.CommandDone && c.Serial != nil) {
-		return false, nil
+		return nil, nil
 	}
 	if err := tx.SetCredential(c.Credential, store.CredentialRefused, operationIssue); err != nil {
-		return false, err
+		return nil, err
 	}
 	if err := tx.EndHoldingsOf(c.Credential); err != nil {
-		return false, err
+		return nil, err
 	}
 	issuer, err := revokeCredential(tx, c.Credential, ca.ReasonCessationOfOperation)
-	if err != nil {
-		return false, err
+	if err != nil || issuer == "" {
+		return nil, err
 	}
-	return issuer == ca.Service, s.relist(tx, issuer)
+	return []string{issuer}, s.relist(tx, issuer)
 }
 
 // settled lets callers wait for the end of a command.

@@ -156,6 +156,7 @@ func (s *Server) gateAgain(tx *store.Tx, x store.Terminal) (out outcome, err err
 		if err := errors.Join(err, tx.EndHoldingsOf(c.ID), s.relist(tx, issuer)); err != nil {
 			return out, err
 		}
+		out.revoked = []string{issuer}
 	}
 	_, err = s.orderServer(tx, service)
 	return out, err

@@ -169,9 +169,7 @@ func (s *Server) carry(ctx context.Context, out outcome) {
 			s.send(string(name), nil, &transport.CommandReady{})
 		}
 	}
-	if out.revoked {
-		s.tellGates(ctx)
-	}
+	s.tellRevoked(ctx, out.revoked)
 	s.settled.tell(out.settled)
 }
 

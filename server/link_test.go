@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"math/big"
+	"slices"
 	"testing"
 	"time"
 
@@ -302,19 +303,48 @@ func TestGatesHearWhatIsRevoked(t *testing.T) {
 	}
 }
 
-// A terminal is not a gate: it hears nothing of the sort.
-func TestTerminalsAreNotGreeted(t *testing.T) {
+// Terminals hear which gates are revoked, and nothing about credentials. req: L10
+func TestTerminalsHearOfRevokedGates(t *testing.T) {
 	r := newRig(t)
 	x, chain := r.terminal("nav-001")
 	w := r.connect("nav-001", x.key, chain)
-	w.send(&transport.CommandPoll{})
-	select {
-	case payload := <-w.conn.Receive():
-		if e, err := transport.Unpack(payload, transport.MaxEnvelope); err != nil || e.Type != "command.next" {
-			t.Errorf("%+v, %v", e, err)
+	g := newBox(t)
+	r.enroll(r.addGate("maps"), g)
+	first := r.as("gate-maps", g).obey()
+	heard := func(revoked ...*x509.Certificate) int64 {
+		t.Helper()
+		m := want[transport.ServiceRevoked](t, w.receive("service.revoked"))
+		list, err := x509.ParseRevocationList(m.CRL)
+		if err != nil {
+			t.Fatal(err)
 		}
-	case <-time.After(patience):
-		t.Error("no answer")
+		if string(m.Issuer) != string(r.s.ca.Certificate(ca.Server).Raw) || list.CheckSignatureFrom(r.s.ca.Certificate(ca.Server)) != nil {
+			t.Error("the list is not the server CA's")
+		}
+		if len(list.RevokedCertificateEntries) != len(revoked) {
+			t.Errorf("%d revoked, want %d", len(list.RevokedCertificateEntries), len(revoked))
+		}
+		for _, c := range revoked {
+			if !slices.ContainsFunc(list.RevokedCertificateEntries, func(e x509.RevocationListEntry) bool { return e.SerialNumber.Cmp(c.SerialNumber) == 0 }) {
+				t.Errorf("%s is not on it", serialText(c.SerialNumber))
+			}
+		}
+		return m.Number
+	}
+	w.send(&transport.CommandPoll{})
+	number := heard() // on connect, although nothing is revoked
+	w.receive("command.next")
+	fresh, _ := r.reenroll("gate-maps")
+	if n := heard(first.chain[0]); n <= number {
+		t.Errorf("number %d after %d", n, number)
+	}
+	r.enroll(fresh, g)
+	second := r.as("gate-maps", g).obey()
+	start := time.Now()
+	r.call("TerminalRemove", NameParams{Name: "gate-maps"}, nil)
+	heard(first.chain[0], second.chain[0])
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("heard after %v", took)
 	}
 }
 

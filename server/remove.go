@@ -97,25 +97,25 @@ func withdraw(tx *store.Tx, name transport.Name, why string) (ids []transport.Na
 	return ids, settled, nil
 }
 
-// endHoldings ends what a terminal holds, and revokes what nobody else does.
-func (s *Server) endHoldings(tx *store.Tx, name transport.Name, r *TerminalRemoved) (revoked bool, err error) {
+// endHoldings ends what a terminal holds, and revokes what nobody else does. It
+// names the issuers whose lists have changed.
+func (s *Server) endHoldings(tx *store.Tx, name transport.Name, r *TerminalRemoved) (issuers []string, err error) {
 	held, err := tx.HeldBy(name)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	if err := tx.EndHoldings(name); err != nil {
-		return false, err
+		return nil, err
 	}
-	var issuers []string
 	for _, id := range idsOf(held) {
 		holders, err := activeHolders(tx, id)
 		if err != nil {
-			return false, err
+			return nil, err
 		}
 		if len(holders) > 0 {
 			c, err := tx.Credential(id)
 			if err != nil {
-				return false, err
+				return nil, err
 			}
 			r.Kept = append(r.Kept, KeptCredential{ID: id, Service: c.Service, Holders: holders})
 			r.Warnings = append(r.Warnings, fmt.Sprintf("the box that was %s still has the key of %s for %s until that is renewed: %s holds it too, so it stays in force",
@@ -124,14 +124,14 @@ func (s *Server) endHoldings(tx *store.Tx, name transport.Name, r *TerminalRemov
 		}
 		issuer, err := s.endCredential(tx, id, ca.ReasonCessationOfOperation)
 		if err != nil {
-			return false, err
+			return nil, err
 		}
 		r.Revoked = append(r.Revoked, id)
 		if !slices.Contains(issuers, issuer) {
 			issuers = append(issuers, issuer)
 		}
 	}
-	return slices.Contains(issuers, ca.Service), s.relist(tx, issuers...)
+	return issuers, s.relist(tx, issuers...)
 }
 
 // endCredential revokes a credential for good; the issuer's list is the

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/kagimori/kagimori/server/ca"
@@ -110,9 +109,7 @@ func (s *Server) renewLists(ctx context.Context) error {
 		return err
 	}
 	s.log.Info("revocation lists renewed", "issuers", due)
-	if slices.Contains(due, ca.Service) {
-		s.carry(ctx, outcome{revoked: true})
-	}
+	s.carry(ctx, outcome{revoked: due})
 	return nil
 }
 

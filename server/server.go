@@ -7,7 +7,7 @@
 //   - enroll.go: how a terminal proves itself and gets its identity
 //   - command.go: how it asks for orders and reports on them
 //   - credential.go: how it gets a credential, and claims one that was copied
-//   - service.go: what gates are told about revoked credentials
+//   - service.go: what gates and terminals are told about revoked certificates
 //   - terminal.go, bundle.go, credential_order.go: what administrators ask for
 //   - audit.go, revocation.go, identity.go, http.go, init.go
 //

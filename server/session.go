@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -62,7 +63,7 @@ type outcome struct {
 	reply   transport.Body            // nil: nothing is said
 	wake    []transport.Name          // terminals that have a command to fetch
 	kick    map[transport.Name]string // terminals to disconnect, and why
-	revoked bool                      // the service CA's list has changed: tell the gates
+	revoked []string                  // issuers whose lists have changed
 	settled []transport.ID            // commands that came to their end
 }
 
@@ -168,6 +169,19 @@ func (x *sessions) get(n uint64) *session {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.by[n]
+}
+
+// terminals names everybody who is connected and enrolled.
+func (x *sessions) terminals() (names []transport.Name) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, ses := range x.by {
+		if ses.enroll == nil {
+			names = append(names, ses.terminal)
+		}
+	}
+	slices.Sort(names) // one that is just being replaced by its successor is here twice
+	return slices.Compact(names)
 }
 
 // drop forgets a session and what it knows.
