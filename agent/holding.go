@@ -253,6 +253,9 @@ func pick(tx *store.Tx, clock *Clock, service transport.Name, usage transport.Us
 			return nil
 		}
 		if why := unusable(r, clock); why != "" {
+			if _, expired := expiredSince(r, clock); expired {
+				why += "; " + issueAnew("", service)
+			}
 			problems = append(problems, fmt.Sprintf("%s is %s", r.ID, why))
 			return nil
 		}
@@ -279,12 +282,21 @@ func unusable(r *transport.CredentialRecord, clock *Clock) string {
 	if r.State != transport.CredentialActive {
 		return "invalidated"
 	}
-	chain, err := transport.ParseChain(r.Chain)
-	if err != nil {
+	if _, err := transport.ParseChain(r.Chain); err != nil {
 		return "unreadable"
 	}
-	if at := clock.Judge(chain); at.After(time.Unix(r.Expires, 0)) {
-		return "expired since " + time.Unix(r.Expires, 0).UTC().Format(time.DateTime)
+	if since, expired := expiredSince(r, clock); expired {
+		return "expired since " + since.Format("2006-01-02 15:04 UTC")
 	}
 	return ""
+}
+
+// expiredSince says whether a credential is expired, and since when.
+func expiredSince(r *transport.CredentialRecord, clock *Clock) (since time.Time, expired bool) {
+	chain, err := transport.ParseChain(r.Chain)
+	if err != nil {
+		return since, false
+	}
+	since = time.Unix(r.Expires, 0).UTC()
+	return since, clock.Judge(chain).After(since)
 }

@@ -2,10 +2,9 @@ package agent
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"errors"
-	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -64,8 +63,9 @@ type copies struct {
 	queue chan *offering // to runKeycopy
 
 	mu       sync.Mutex
-	offer    *offering // guarded by mu: in force
-	fetching bool      // guarded by mu
+	offer    *offering  // guarded by mu: in force
+	fetching bool       // guarded by mu
+	wrong    wrongCodes // of the one fetch under way, or the last
 }
 
 func (c *copies) armed() chan *offering {
@@ -151,14 +151,27 @@ type attempts struct {
 var _ keycopy.Attempts = attempts{}
 
 // Count records an attempt durably before anybody learns of its outcome.
-func (t attempts) Count(context.Context) error {
+func (t attempts) Count(_ context.Context, typed *keycopy.OperatorCode) error {
 	var verdict error
 	err := t.change(func(log *keycopy.AttemptLog) {
 		if t.role == roleTarget {
-			verdict = log.CountTyped(t.now())
+			verdict = log.CountTyped(t.now(), typed, rand.Reader)
 		} else {
 			verdict = log.Count(t.now())
 		}
+	})
+	return errors.Join(err, verdict)
+}
+
+// check says what Count would refuse, without counting: before anybody is
+// called for nothing.
+func (t attempts) check(typed *keycopy.OperatorCode) error {
+	var verdict error
+	err := t.vault.store.View(func(tx *store.Tx) error {
+		var log keycopy.AttemptLog
+		_, err := tx.Get(bucketAttempts, string(t.role), &log)
+		verdict = log.CheckTyped(t.now(), typed)
+		return err
 	})
 	return errors.Join(err, verdict)
 }
@@ -221,117 +234,4 @@ func newCopyRecord(r role, t *keycopy.Transaction) *copyRecord {
 		c.Items = append(c.Items, e.ID)
 	}
 	return c
-}
-
-// A KeycopyEvent is one step of a copy, for people and scripts.
-type KeycopyEvent struct {
-	// Step is armed, connected, turned, refused, killed, expired, granted, item,
-	// installed, closed, aborted, disarmed.
-	Step string `json:"step"`
-	Text string `json:"text"`
-	// Code is the operator code, sealed to the caller's reply key, with armed.
-	Code    string              `json:"code,omitempty"`
-	Listen  string              `json:"listen,omitempty"`  // with armed
-	Seconds int                 `json:"seconds,omitempty"` // that the code lives, with armed
-	Remote  string              `json:"remote,omitempty"`
-	Peer    transport.Name      `json:"peer,omitempty"`        // the other terminal, if it proved a name
-	Device  *transport.DeviceID `json:"peer_device,omitempty"` // as the other end says
-	Left    *int                `json:"attempts_left,omitempty"`
-	Item    int                 `json:"item,omitempty"`
-	Items   int                 `json:"items,omitempty"`
-	ID      transport.Name      `json:"credential,omitempty"`
-	Keys    []KeycopyKey        `json:"keys,omitempty"`
-	Held    []KeycopyHeld       `json:"withheld,omitempty"`
-	More    int                 `json:"withheld_more,omitempty"`
-	Next    string              `json:"next,omitempty"`
-}
-
-// KeycopyKey is one credential of a copy.
-type KeycopyKey struct {
-	ID      transport.Name `json:"credential"`
-	Service transport.Name `json:"service"`
-	Subject transport.Name `json:"subject"`
-}
-
-// KeycopyHeld is one that is held back, and why.
-type KeycopyHeld struct {
-	ID     transport.Name `json:"credential"`
-	Reason string         `json:"reason"`
-}
-
-// eventKeys is how many keys one event lists; the rest are counted by Items.
-const eventKeys = 256
-
-func keysOf(entries []transport.KeycopyEntry, only []transport.Name) (list []KeycopyKey) {
-	for _, e := range entries {
-		if (only == nil || slices.Contains(only, e.ID)) && len(list) < eventKeys {
-			list = append(list, KeycopyKey{ID: e.ID, Service: e.Service, Subject: e.Subject})
-		}
-	}
-	return list
-}
-
-func heldOf(withheld []transport.KeycopyWithheld) (list []KeycopyHeld) {
-	for _, w := range withheld {
-		list = append(list, KeycopyHeld{ID: w.ID, Reason: w.Reason.String()})
-	}
-	return list
-}
-
-// tell turns an event of the protocol into one for people.
-func tell(ev keycopy.Event, r role) KeycopyEvent {
-	out := KeycopyEvent{Step: string(ev.Kind), Remote: ev.Remote, Peer: ev.Name, Item: ev.Item, Items: ev.Items, ID: ev.ID}
-	if ev.Device != (transport.DeviceID{}) {
-		out.Device = &ev.Device
-	}
-	if t := ev.Transaction; t != nil {
-		out.Remote, out.Peer, out.Device, out.Items = t.Remote, t.Name, &t.Peer, len(t.Items)
-		out.Keys, out.Held, out.More = keysOf(t.Items, t.Taken), heldOf(t.Withheld), t.More
-	}
-	who := peerText(out.Peer, out.Device, out.Remote)
-	switch ev.Kind {
-	case keycopy.EventConnected:
-		out.Text = "connected with " + who
-	case keycopy.EventTurned:
-		out.Text = fmt.Sprintf("%s was turned away before its code was looked at: %v", who, ev.Err)
-	case keycopy.EventRefused:
-		left := ev.Left
-		out.Left = &left
-		out.Text = fmt.Sprintf("wrong operator code from %s; %s left", who, count(ev.Left, "attempt"))
-	case keycopy.EventKilled:
-		out.Text = "too many wrong operator codes; the code is destroyed"
-	case keycopy.EventExpired:
-		out.Text = "the operator code's time is over; it is destroyed"
-	case keycopy.EventGranted:
-		out.Text = fmt.Sprintf("the codes match with %s; %s to copy", who, count(out.Items, "key"))
-	case keycopy.EventItem:
-		out.Text = fmt.Sprintf("%d of %d: %s", ev.Item, ev.Items, ev.ID)
-	case keycopy.EventInstalled:
-		out.Text = count(len(out.Keys), "key") + " installed here; the operator code is destroyed"
-		if r == roleSource {
-			out.Text = fmt.Sprintf("%s has installed %s; the operator code is destroyed", who, count(len(out.Keys), "key"))
-		}
-	case keycopy.EventClosed:
-		out.Text = "done: both terminals have destroyed the operator code"
-	case keycopy.EventAborted:
-		out.Text = fmt.Sprintf("the copy to %s broke off: %v", who, ev.Err)
-	}
-	return out
-}
-
-func count(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
-}
-
-func peerText(name transport.Name, device *transport.DeviceID, remote string) string {
-	switch {
-	case name != "":
-		return fmt.Sprintf("terminal %s at %s", name, remote)
-	case device != nil:
-		return fmt.Sprintf("device %s at %s", device.Short(), remote)
-	}
-	return remote
 }

@@ -33,6 +33,11 @@ func (a *Agent) fetch(ctx context.Context, address string, typed transport.Sensi
 	if _, _, err := net.SplitHostPort(address); err != nil {
 		return nil, control.Problemf(control.Usage, "give it as the old terminal shows it, for example 192.0.2.7:8885", "%q is not HOST:PORT", address)
 	}
+	for _, id := range selected {
+		if _, err := transport.ParseName(string(id)); err != nil {
+			return nil, control.Problemf(control.BadInput, "type it as the old terminal shows it; this cost no attempt", "--credential %.80q: %w", id, err)
+		}
+	}
 	if len(selected) > transport.MaxKeycopySelect {
 		return nil, control.Problemf(control.BadInput, "leave them out to copy all, or copy in several runs", "%d credentials selected, the limit is %d", len(selected), transport.MaxKeycopySelect)
 	}
@@ -44,10 +49,15 @@ func (a *Agent) fetch(ctx context.Context, address string, typed transport.Sensi
 	if err != nil {
 		return nil, control.Problemf(control.BadInput, "this cost no attempt", "%w", err)
 	}
+	counter := attempts{p.vault, roleTarget, a.clock.Steady}
+	if err := counter.check(code); err != nil {
+		code.Wipe()
+		return nil, a.fetchFailed(address, nil, err)
+	}
 	var granted atomic.Bool
 	target := keycopy.NewTarget(keycopy.TargetConfig{
 		End: keycopy.End{
-			Device: p.vault.device, Attempts: attempts{p.vault, roleTarget, a.clock.Steady}, Clock: p.clock, Random: rand.Reader,
+			Device: p.vault.device, Attempts: counter, Clock: p.clock, Random: rand.Reader,
 			Progress: func(ev keycopy.Event) {
 				if ev.Kind == keycopy.EventGranted {
 					granted.Store(true)
@@ -70,12 +80,13 @@ func (a *Agent) fetch(ctx context.Context, address string, typed transport.Sensi
 	})()
 	conn, err := tcp.Dial(running, address, p.tcp)
 	if err != nil {
-		return nil, fetchFailed(address, nil, err)
+		return nil, a.fetchFailed(address, nil, err)
 	}
 	t, err := keycopy.Fetch(running, conn, target)
 	if err != nil && !errors.Is(err, keycopy.ErrNotClosed) {
-		return nil, fetchFailed(address, t, err)
+		return nil, a.fetchFailed(address, t, err)
 	}
+	a.copies.wrong = wrongCodes{}
 	return a.fetched(p, t, err), nil
 }
 
@@ -121,32 +132,6 @@ func (a *Agent) fetched(p *party, t *keycopy.Transaction, notClosed error) *Keyc
 		ev.Next += "; the server learns of it once this device is a named terminal (provision its terminal bundle)"
 	}
 	return &ev
-}
-
-// fetchFailed explains. t is set if the codes had matched.
-func fetchFailed(address string, t *keycopy.Transaction, err error) error {
-	next := "check that both terminals are on the same network and that the old one still waits, then try again"
-	kind := control.Unavailable
-	var fault transport.KeycopyFault
-	switch {
-	case errors.Is(err, keycopy.ErrLocked):
-		return control.Problemf(control.Refused, "find out who typed them; wait, or run: sudo kagimori keycopy unlock", "%w", err)
-	case errors.As(err, &fault):
-		// The text of a fault says what to do.
-		next = "start with a new code: `kagimori keycopy offer` on the old terminal"
-		switch fault {
-		case transport.KeycopyAuthFailed:
-			kind, next = control.Refused, "compare the code with the old terminal's display and type it again; the third wrong one destroys it"
-		case transport.KeycopyNotArmed, transport.KeycopyModeRefused, transport.KeycopyCodeUnknown, transport.KeycopyVersionRefused:
-			kind = control.Refused
-		case transport.KeycopyBusy:
-			next = "wait a moment, then try again with the same code"
-		}
-	}
-	if t != nil {
-		return control.Problemf(kind, next, "the copy from %s broke off after the codes matched; nothing was installed here: %w", address, err)
-	}
-	return control.Problemf(kind, next, "copy from %s: %w", address, err)
 }
 
 // install checks the records and stores them all, or none.

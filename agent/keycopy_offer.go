@@ -53,7 +53,9 @@ func (o *offering) run(ctx context.Context, a *Agent) {
 	defer stop()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		err := tcp.Serve(serving, o.listener, o.party.tcp, func(ctx context.Context, c *tcp.Conn) error {
+		cfg := o.party.tcp
+		cfg.Refused = func(remote string, err error) { o.tell(turnedForeign(remote, err)) }
+		err := tcp.Serve(serving, o.listener, cfg, func(ctx context.Context, c *tcp.Conn) error {
 			return keycopy.Serve(ctx, c, o.source)
 		})
 		if err != nil {
@@ -172,7 +174,15 @@ func (o *offering) choose(selected []transport.Name) error {
 		return err
 	}
 	defer offer.Wipe()
-	o.chosen = KeycopyEvent{Step: "armed", Items: len(offer.Items), Keys: keysOf(offer.Items, nil), Held: heldOf(offer.Withheld), More: int(offer.More)}
+	held := heldOf(offer.Withheld)
+	if missing := heldIDs(held, transport.KeycopyNotHeld.String()); missing != "" { // better now than when the new terminal is there
+		next := "have one issued to this terminal first"
+		if len(records) > 0 {
+			next = "name one that is listed by: kagimori credential list"
+		}
+		return control.Problemf(control.NotFound, next, "this terminal holds no credential %s", missing)
+	}
+	o.chosen = KeycopyEvent{Step: "armed", Items: len(offer.Items), Keys: keysOf(offer.Items, nil), Held: held, More: int(offer.More)}
 	o.chosen.Text = "waiting for the new terminal"
 	switch {
 	case len(offer.Items) > 0:
@@ -181,7 +191,7 @@ func (o *offering) choose(selected []transport.Name) error {
 		w := offer.Withheld[0]
 		return control.Problemf(control.Conflict, "see all of them with `credential list`", "there is nothing to copy: %s: %s", w.ID, w.Reason)
 	}
-	return control.Problemf(control.NotFound, "have one issued to this terminal first", "there is nothing to copy: this terminal holds no credential")
+	return control.Problemf(control.NotFound, "an offer is made on the old terminal: if this is the new one, run there `kagimori keycopy offer`, then here `kagimori keycopy fetch HOST:PORT`; if it is the old one, have a credential issued to it first", "there is nothing to copy: this terminal holds no credential")
 }
 
 // progress is called by the protocol; it must not block.
@@ -189,8 +199,12 @@ func (o *offering) progress(ev keycopy.Event) {
 	if ev.Kind == keycopy.EventClosed {
 		return // result says that
 	}
+	o.tell(tell(ev, roleSource))
+}
+
+func (o *offering) tell(ev KeycopyEvent) {
 	select {
-	case o.events <- tell(ev, roleSource):
+	case o.events <- ev:
 	default:
 	}
 }

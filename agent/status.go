@@ -51,16 +51,33 @@ type CredentialSummary struct {
 	Pending    int       `json:"pending"`    // asked for and not here yet
 	NextExpiry time.Time `json:"next_expiry,omitzero"`
 	NextID     string    `json:"next_expiry_credential,omitempty"`
+	// Expired are those that have expired and that no other here replaces, at
+	// most expiredShown.
+	Expired []ExpiredCredential `json:"expired,omitempty"`
+	Next    string              `json:"next,omitempty"` // what somebody can do about them
 }
+
+// ExpiredCredential names one.
+type ExpiredCredential struct {
+	ID      transport.Name `json:"id"`
+	Service transport.Name `json:"service"`
+	Since   time.Time      `json:"since"`
+}
+
+// expiredShown is how many expired credentials the status names.
+const expiredShown = 8
 
 // KeycopyStatus is whether an offer stands, and what was copied last.
 type KeycopyStatus struct {
-	Offer   string    `json:"offer"`             // none, armed, serving
-	Listen  string    `json:"listen,omitempty"`  // while an offer stands
-	Seconds int       `json:"seconds,omitempty"` // that its code still lives
-	Locked  int       `json:"locked_seconds,omitempty"`
-	Last    string    `json:"last,omitempty"` // the last copy, in words
-	LastAt  time.Time `json:"last_at,omitzero"`
+	Offer   string `json:"offer"`             // none, armed, serving
+	Listen  string `json:"listen,omitempty"`  // while an offer stands
+	Seconds int    `json:"seconds,omitempty"` // that its code still lives
+	// Locked is for how long no offer may be made, LockedFetch for how long no
+	// code may be typed, after too many wrong ones.
+	Locked      int       `json:"locked_seconds,omitempty"`
+	LockedFetch int       `json:"fetch_locked_seconds,omitempty"`
+	Last        string    `json:"last,omitempty"` // the last copy, in words
+	LastAt      time.Time `json:"last_at,omitzero"`
 }
 
 // Line is the status in a few words, for the service manager.
@@ -101,7 +118,9 @@ func (a *Agent) Status() Status {
 		err = chainErr
 	}
 	if err == nil {
-		s.Credentials, err = v.summary()
+		if s.Credentials, err = v.summary(); len(s.Credentials.Expired) > 0 {
+			s.Credentials.Next = issueAnew(s.Terminal, s.Credentials.Expired[0].Service)
+		}
 	}
 	if a.cfg.Keycopy != nil && err == nil {
 		s.Keycopy, err = a.keycopyStatus(v)
@@ -130,13 +149,16 @@ func keysStatus(level hsm.Level) KeysStatus {
 }
 
 func (v *vault) summary() (s CredentialSummary, err error) {
+	serves := map[transport.Name]bool{}
 	err = v.store.View(func(tx *store.Tx) error {
 		err := eachHolding(tx, func(h *holdingRecord) error {
 			s.Total++
 			if unusable(&h.Record, v.clock) != "" {
+				s.expired(&h.Record, v.clock)
 				return nil
 			}
 			s.Usable++
+			serves[h.Record.Service] = true
 			if at := time.Unix(h.Record.Expires, 0).UTC(); s.NextExpiry.IsZero() || at.Before(s.NextExpiry) {
 				s.NextExpiry, s.NextID = at, string(h.Record.ID)
 			}
@@ -156,7 +178,26 @@ func (v *vault) summary() (s CredentialSummary, err error) {
 		}
 		return nil
 	})
+	s.Expired = slices.DeleteFunc(s.Expired, func(e ExpiredCredential) bool { return serves[e.Service] }) // replaced
+	s.Expired = s.Expired[:min(len(s.Expired), expiredShown)]
 	return s, err
+}
+
+// expired notes r if it is.
+func (s *CredentialSummary) expired(r *transport.CredentialRecord, clock *Clock) {
+	since, expired := expiredSince(r, clock)
+	if !expired || r.State != transport.CredentialActive {
+		return
+	}
+	s.Expired = append(s.Expired, ExpiredCredential{ID: r.ID, Service: r.Service, Since: since})
+}
+
+// issueAnew says how an expired credential is replaced.
+func issueAnew(terminal, service transport.Name) string {
+	if terminal == "" {
+		terminal = "TERMINAL"
+	}
+	return fmt.Sprintf("have it issued anew: kagimori-server credential issue %s --service %s", terminal, service)
 }
 
 func (a *Agent) keycopyStatus(v *vault) (*KeycopyStatus, error) {
@@ -169,13 +210,15 @@ func (a *Agent) keycopyStatus(v *vault) (*KeycopyStatus, error) {
 		s.Offer, s.Listen, s.Seconds = state.String(), o.chosen.Listen, int(left.Seconds())
 	}
 	err := v.store.View(func(tx *store.Tx) error {
-		wait, err := locked(tx, roleSource, a.clock.Steady())
-		if err != nil {
-			return err
+		for r, seconds := range map[role]*int{roleSource: &s.Locked, roleTarget: &s.LockedFetch} {
+			wait, err := locked(tx, r, a.clock.Steady())
+			if err != nil {
+				return err
+			}
+			*seconds = int(wait.Seconds())
 		}
-		s.Locked = int(wait.Seconds())
 		var last copyRecord
-		err = tx.Each(bucketCopies, func(_ string, decode func(any) error) error { return decode(&last) })
+		err := tx.Each(bucketCopies, func(_ string, decode func(any) error) error { return decode(&last) })
 		if err == nil && last.Role != "" {
 			s.Last, s.LastAt = last.String(), time.Unix(last.Time, 0).UTC()
 		}

@@ -38,17 +38,21 @@ const (
 	KeycopyNotHeld  // asked for by id, and not here
 	KeycopyTooLarge // over a limit of one transaction
 	KeycopyDamaged  // its record cannot be announced
+	// KeycopyNotSelected is in a manifest without items only: what could have
+	// been asked for instead.
+	KeycopyNotSelected
 )
 
 var keycopyReasonText = map[KeycopyReason]string{
 	KeycopyNeverTransfer: "it may not leave its terminal; issue a new one to the new terminal",
 	KeycopyMoveOnly:      "it may only be moved, and this is a copy",
 	KeycopyChipOnly:      "its key must stay in a chip; issue a new one to the new terminal",
-	KeycopyExpired:       "it is expired; renew it first",
+	KeycopyExpired:       "it is expired; have it issued anew",
 	KeycopyInvalid:       "it is invalidated; enable it first",
 	KeycopyNotHeld:       "the old terminal does not hold it",
 	KeycopyTooLarge:      "it does not fit in this copy; copy it in a further one",
 	KeycopyDamaged:       "its record is damaged; issue a new one to the new terminal",
+	KeycopyNotSelected:   "it was not asked for",
 }
 
 func (r KeycopyReason) String() string {

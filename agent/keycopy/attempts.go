@@ -7,6 +7,7 @@ package keycopy
 import (
 	"errors"
 	"fmt"
+	"io"
 	"time"
 )
 
@@ -20,6 +21,8 @@ const (
 	LongestLock = 24 * time.Hour
 	// maxFailures bounds the log: locks allow no more in one window.
 	maxFailures = 16
+	// saltSize is how many bytes AttemptLog.Salt has.
+	saltSize = 16
 )
 
 // ErrLocked is too many wrong attempts.
@@ -28,16 +31,28 @@ var ErrLocked = errors.New("too many wrong operator codes")
 // Locked says for how long.
 type Locked struct {
 	For time.Duration
-	// Typed is true if only the code now typed is spent: a new one from the old
-	// terminal may be tried after For.
+	// Typed is true if only the code now typed is spent: another one may be
+	// tried at once.
 	Typed bool
 }
 
 func (e *Locked) Error() string {
 	if e.Typed {
-		return fmt.Sprintf("%v: make a new code on the old terminal and type it in %v", ErrLocked, e.For.Round(time.Second))
+		return fmt.Sprintf("this operator code was typed here %d times and is spent", CodeAttempts)
 	}
-	return fmt.Sprintf("%v: wait %v, or have an administrator reset the count", ErrLocked, e.For.Round(time.Second))
+	return fmt.Sprintf("%v here: this terminal takes the next one in %s", ErrLocked, spell(e.For))
+}
+
+// spell writes a waiting time as people say it, never less than it is.
+func spell(d time.Duration) string {
+	s := int((d + time.Second - 1) / time.Second)
+	switch {
+	case s < 60:
+		return fmt.Sprintf("%d s", s)
+	case s < 3600:
+		return fmt.Sprintf("%d min %d s", s/60, s%60)
+	}
+	return fmt.Sprintf("%d h %d min", s/3600, s%3600/60)
 }
 
 // Unwrap gives ErrLocked.
@@ -50,6 +65,17 @@ type AttemptLog struct {
 	Failures []int64 `cbor:"1,keyasint"` // oldest first
 	Since    int64   `cbor:"2,keyasint"` // when the lock began; 0: none
 	Level    uint8   `cbor:"3,keyasint"` // locks since the log was last empty
+	// Typed tells one typed code from another, in a log of a Target: those that
+	// failed within CodeLifetime, oldest first. Salt is for their tags.
+	Typed []TypedFailure `cbor:"4,keyasint,omitempty"`
+	Salt  []byte         `cbor:"5,keyasint,omitempty"`
+}
+
+// A TypedFailure is an attempt with a code that was typed. Tag is too short to
+// find the code by it; two codes that share one share their attempts.
+type TypedFailure struct {
+	At  int64  `cbor:"1,keyasint"`
+	Tag uint16 `cbor:"2,keyasint"`
 }
 
 // Count records an attempt as failed until Succeed says otherwise. The error is
@@ -67,21 +93,52 @@ func (l *AttemptLog) Count(now time.Time) error {
 	return nil
 }
 
-// CountTyped is Count for a Target, where the same code may be typed again: no
-// more than CodeAttempts within CodeLifetime, so that no code has more.
-func (l *AttemptLog) CountTyped(now time.Time) error {
-	l.settle(now)
-	if n := len(l.Failures); n >= CodeAttempts {
-		oldest := time.Unix(l.Failures[n-CodeAttempts], 0)
-		if d := CodeLifetime - now.Sub(oldest); d > 0 && l.Lock(now) == 0 {
-			return &Locked{For: d, Typed: true}
-		}
+// CountTyped is Count for a Target, where the same code may be typed again: it
+// gets no more than CodeAttempts within CodeLifetime. A new code has attempts of
+// its own; all of them count towards the lock.
+func (l *AttemptLog) CountTyped(now time.Time, code *OperatorCode, random io.Reader) error {
+	if err := l.CheckTyped(now, code); err != nil {
+		return err
 	}
-	return l.Count(now)
+	if len(l.Salt) != saltSize {
+		salt := make([]byte, saltSize)
+		if _, err := io.ReadFull(random, salt); err != nil {
+			return fmt.Errorf("salt of operator codes: %w", err)
+		}
+		l.Salt, l.Typed = salt, nil
+	}
+	if err := l.Count(now); err != nil {
+		return err
+	}
+	l.Typed = append(l.Typed, TypedFailure{now.Unix(), code.tag(l.Salt)})
+	l.Typed = l.Typed[max(0, len(l.Typed)-maxFailures):]
+	return nil
 }
 
-// Succeed takes the last attempt back.
+// CheckTyped says what CountTyped would refuse, and counts nothing.
+func (l *AttemptLog) CheckTyped(now time.Time, code *OperatorCode) error {
+	if d := l.Lock(now); d > 0 {
+		return &Locked{For: d}
+	}
+	if len(l.Typed) == 0 {
+		return nil
+	}
+	var same []int64
+	for tag, i := code.tag(l.Salt), 0; i < len(l.Typed); i++ {
+		if l.Typed[i].Tag == tag {
+			same = append(same, l.Typed[i].At)
+		}
+	}
+	if n := len(same); n >= CodeAttempts {
+		return &Locked{For: CodeLifetime - now.Sub(time.Unix(same[n-CodeAttempts], 0)), Typed: true}
+	}
+	return nil
+}
+
+// Succeed takes the last attempt back, and begins a new count of typed codes:
+// the codes of the copy that is now done are destroyed.
 func (l *AttemptLog) Succeed() {
+	l.Typed = nil
 	n := len(l.Failures)
 	if n == 0 {
 		return
@@ -115,6 +172,13 @@ func (l *AttemptLog) settle(now time.Time) {
 		}
 	}
 	l.Failures = kept
+	typed := l.Typed[:0]
+	for _, f := range l.Typed {
+		if f.At = min(f.At, unix); now.Sub(time.Unix(f.At, 0)) < CodeLifetime {
+			typed = append(typed, f)
+		}
+	}
+	l.Typed = typed
 	if l.Since != 0 && now.Sub(time.Unix(l.Since, 0)) >= l.length() {
 		l.Since = 0
 	}

@@ -4,6 +4,9 @@ package keycopy
 // an operator types on the Target. It lives in memory only.
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -117,6 +120,14 @@ func (c *OperatorCode) Remaining(now Instant) time.Duration {
 		return 0
 	}
 	return max(0, CodeLifetime-max(0, now.Since(c.since)))
+}
+
+// tag is what AttemptLog knows a typed code by: 16 bits of HMAC-SHA256, which
+// thousands of codes share.
+func (c *OperatorCode) tag(salt []byte) uint16 {
+	m := hmac.New(sha256.New, salt)
+	m.Write(c.digits.Bytes())
+	return binary.BigEndian.Uint16(m.Sum(nil))
 }
 
 // Wipe destroys the code.

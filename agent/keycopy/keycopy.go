@@ -70,8 +70,9 @@ type SecurityCode struct {
 type Attempts interface {
 	// Count records one attempt, durably, before anybody learns whether it was
 	// right. An error means that it must not be judged; ErrLocked if there were
-	// too many.
-	Count(ctx context.Context) error
+	// too many. typed is the code at a Target, lent; a Source, which counts the
+	// failures of its one code by itself, gives nil.
+	Count(ctx context.Context, typed *OperatorCode) error
 	// Succeed takes the last counted attempt back: it was right.
 	Succeed(ctx context.Context) error
 }

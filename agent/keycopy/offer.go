@@ -52,7 +52,19 @@ func Choose(records []transport.CredentialRecord, selected []transport.Name, now
 			o.withhold(id, transport.KeycopyNotHeld)
 		}
 	}
+	if len(o.Items) == 0 && len(selected) > 0 {
+		o.list(records, selected, now)
+	}
 	return o, nil
+}
+
+// list says what could be asked for, to whoever asked for nothing of it.
+func (o *Offer) list(records []transport.CredentialRecord, selected []transport.Name, now time.Time) {
+	for i := range records {
+		if r := &records[i]; !slices.Contains(selected, r.ID) && withhold(r, now) == 0 {
+			o.withhold(r.ID, transport.KeycopyNotSelected)
+		}
+	}
 }
 
 // add takes r into the offer, or says why it cannot be in this one.

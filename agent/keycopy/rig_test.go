@@ -56,17 +56,18 @@ func (l *ledger) write(what string) error {
 	return nil
 }
 
-func (l *ledger) Count(context.Context) error {
+func (l *ledger) Count(_ context.Context, code *OperatorCode) error {
 	if err := l.write("count"); err != nil {
 		return err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	count := l.log.Count
+	var err error
 	if l.typed {
-		count = l.log.CountTyped
+		err = l.log.CountTyped(l.clock().Wall, code, rand.Reader)
+	} else {
+		err = l.log.Count(l.clock().Wall)
 	}
-	err := count(l.clock().Wall)
 	if err == nil {
 		l.counted++
 	}

@@ -212,7 +212,7 @@ func (s *Source) judge(ctx context.Context, r *sourceRun, right func() bool) err
 	if err := s.armed(); err != nil {
 		return err
 	}
-	if err := s.cfg.Attempts.Count(ctx); err != nil {
+	if err := s.cfg.Attempts.Count(ctx, nil); err != nil {
 		if errors.Is(err, ErrLocked) {
 			return fail(transport.KeycopyNotArmed, err)
 		}

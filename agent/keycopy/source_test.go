@@ -266,7 +266,7 @@ func TestLockedRoleGivesNoVerdict(t *testing.T) {
 	}
 	r = newRig(t, 1)
 	for range CodeAttempts {
-		if err := r.targetLedger.log.CountTyped(r.now.Wall); err != nil {
+		if err := r.targetLedger.log.CountTyped(r.now.Wall, r.target.code, rand.Reader); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -186,7 +186,7 @@ func (r *targetRun) consumeAck(ctx context.Context, f transport.KeycopyFrame) er
 		return fail(transport.KeycopyAborted, err)
 	}
 	r.keys.txn = m.Txn
-	if err := cfg.Attempts.Count(ctx); err != nil {
+	if err := cfg.Attempts.Count(ctx, r.target.code); err != nil {
 		return fail(transport.KeycopyAborted, fmt.Errorf("count the attempt: %w", err))
 	}
 	r.state = targetProof

@@ -33,7 +33,10 @@ type Config struct {
 	// transport.VerifyTerminal with the root that this terminal trusts. It is
 	// not asked about certificates without a name.
 	Verify func(chain []*x509.Certificate) (transport.Name, error)
-	Log    *slog.Logger
+	// Refused, if set, is told by Serve of a peer with which TLS did not come
+	// about because of an identity: ErrForeign, or Unaccepted.
+	Refused func(remote string, err error)
+	Log     *slog.Logger
 }
 
 // acceptPause paces Accept after an error such as too many open files.
@@ -110,6 +113,9 @@ func serveOne(ctx context.Context, s *seat, cfg Config, handle func(context.Cont
 			err = errDisplaced
 		}
 		cfg.Log.Info("key copy connection refused", "remote", s.conn.RemoteAddr().String(), "err", err)
+		if cfg.Refused != nil && (errors.Is(err, ErrForeign) || Unaccepted(err)) {
+			cfg.Refused(s.conn.RemoteAddr().String(), err)
+		}
 		return true, s.conn.Close
 	}
 	c.seat = s

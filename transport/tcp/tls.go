@@ -13,10 +13,22 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"net"
+	"strings"
 	"time"
 
 	"github.com/kagimori/kagimori/transport"
 )
+
+// ErrForeign is a peer whose identity another deployment's server has issued.
+var ErrForeign = errors.New("the two terminals belong to different deployments")
+
+// Unaccepted says whether err is the peer's TLS alert that it does not accept
+// our identity. In TLS 1.3 a client learns that with its first read only.
+func Unaccepted(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error" && strings.Contains(op.Err.Error(), "bad certificate") // RFC 8446 §6.2, 42
+}
 
 // tls is the configuration of one connection; peer gets the other end's name.
 func (cfg Config) tls(server bool, peer *transport.Name) *tls.Config {
@@ -72,6 +84,9 @@ func (cfg Config) check(state tls.ConnectionState, required bool) (transport.Nam
 		return "", errors.New("the peer shows an identity, and there is no root here to check it against")
 	}
 	name, err := cfg.Verify(chain)
+	if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown {
+		return "", fmt.Errorf("%w: the peer's identity: %w", ErrForeign, err)
+	}
 	if err != nil {
 		return "", fmt.Errorf("the peer's identity: %w", err)
 	}

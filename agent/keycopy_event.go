@@ -1,0 +1,162 @@
+package agent
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/kagimori/kagimori/agent/keycopy"
+	"github.com/kagimori/kagimori/transport"
+	"github.com/kagimori/kagimori/transport/tcp"
+)
+
+// What people at either end of a copy are told while it goes on.
+
+// A KeycopyEvent is one step of a copy, for people and scripts.
+type KeycopyEvent struct {
+	// Step is armed, connected, turned, refused, killed, expired, granted, item,
+	// installed, closed, aborted, disarmed.
+	Step string `json:"step"`
+	Text string `json:"text"`
+	// Code is the operator code, sealed to the caller's reply key, with armed.
+	Code    string              `json:"code,omitempty"`
+	Listen  string              `json:"listen,omitempty"`  // with armed
+	Seconds int                 `json:"seconds,omitempty"` // that the code lives, with armed
+	Remote  string              `json:"remote,omitempty"`
+	Peer    transport.Name      `json:"peer,omitempty"`        // the other terminal, if it proved a name
+	Device  *transport.DeviceID `json:"peer_device,omitempty"` // as the other end says
+	Left    *int                `json:"attempts_left,omitempty"`
+	Item    int                 `json:"item,omitempty"`
+	Items   int                 `json:"items,omitempty"`
+	ID      transport.Name      `json:"credential,omitempty"`
+	Keys    []KeycopyKey        `json:"keys,omitempty"`
+	Held    []KeycopyHeld       `json:"withheld,omitempty"`
+	More    int                 `json:"withheld_more,omitempty"`
+	Next    string              `json:"next,omitempty"`
+}
+
+// KeycopyKey is one credential of a copy.
+type KeycopyKey struct {
+	ID      transport.Name `json:"credential"`
+	Service transport.Name `json:"service"`
+	Subject transport.Name `json:"subject"`
+}
+
+// KeycopyHeld is one that is held back, and why.
+type KeycopyHeld struct {
+	ID     transport.Name `json:"credential"`
+	Reason string         `json:"reason"`
+}
+
+// eventKeys is how many keys one event lists; the rest are counted by Items.
+const eventKeys = 256
+
+func keysOf(entries []transport.KeycopyEntry, only []transport.Name) (list []KeycopyKey) {
+	for _, e := range entries {
+		if (only == nil || slices.Contains(only, e.ID)) && len(list) < eventKeys {
+			list = append(list, KeycopyKey{ID: e.ID, Service: e.Service, Subject: e.Subject})
+		}
+	}
+	return list
+}
+
+func heldOf(withheld []transport.KeycopyWithheld) (list []KeycopyHeld) {
+	for _, w := range withheld {
+		list = append(list, KeycopyHeld{ID: w.ID, Reason: w.Reason.String()})
+	}
+	return list
+}
+
+// tell turns an event of the protocol into one for people.
+func tell(ev keycopy.Event, r role) KeycopyEvent {
+	out := KeycopyEvent{Step: string(ev.Kind), Remote: ev.Remote, Peer: ev.Name, Item: ev.Item, Items: ev.Items, ID: ev.ID}
+	if ev.Device != (transport.DeviceID{}) {
+		out.Device = &ev.Device
+	}
+	if t := ev.Transaction; t != nil {
+		out.Remote, out.Peer, out.Device, out.Items = t.Remote, t.Name, &t.Peer, len(t.Items)
+		out.Keys, out.Held, out.More = keysOf(t.Items, t.Taken), heldOf(t.Withheld), t.More
+	}
+	who := peerText(out.Peer, out.Device, out.Remote)
+	switch ev.Kind {
+	case keycopy.EventConnected:
+		out.Text = "connected with " + who
+	case keycopy.EventTurned:
+		out.Text = fmt.Sprintf("%s was turned away before its code was looked at: %v", who, ev.Err)
+	case keycopy.EventRefused:
+		left := ev.Left
+		out.Left = &left
+		out.Text = fmt.Sprintf("wrong operator code from %s; %s", who, afterWrong(ev.Left))
+	case keycopy.EventKilled:
+		out.Text = "too many wrong operator codes; the code is destroyed"
+	case keycopy.EventExpired:
+		out.Text = "the operator code's time is over; it is destroyed"
+	case keycopy.EventGranted:
+		out.Text = fmt.Sprintf("the codes match with %s; %s to copy", who, count(out.Items, "key"))
+		if out.Items == 0 {
+			out.Text = fmt.Sprintf("the codes match with %s, but none of the keys that it asks for is offered: %s", who, heldIDs(out.Held, transport.KeycopyNotHeld.String()))
+		}
+	case keycopy.EventItem:
+		out.Text = fmt.Sprintf("%d of %d: %s", ev.Item, ev.Items, ev.ID)
+	case keycopy.EventInstalled:
+		out.Text = count(len(out.Keys), "key") + " installed here; the operator code is destroyed"
+		if r == roleSource {
+			out.Text = fmt.Sprintf("%s has installed %s; the operator code is destroyed", who, count(len(out.Keys), "key"))
+		}
+	case keycopy.EventClosed:
+		out.Text = "done: both terminals have destroyed the operator code"
+	case keycopy.EventAborted:
+		out.Text = fmt.Sprintf("the copy to %s broke off: %v", who, ev.Err)
+	}
+	return out
+}
+
+// turnedForeign is for a terminal that TLS turned away for its identity, or that
+// turned away for ours.
+func turnedForeign(remote string, err error) KeycopyEvent {
+	ev := KeycopyEvent{Step: string(keycopy.EventTurned), Remote: remote}
+	ev.Text = fmt.Sprintf("%s was turned away: it belongs to another deployment; use a spare of this one's", remote)
+	if tcp.Unaccepted(err) {
+		ev.Text = fmt.Sprintf("%s does not accept this terminal's identity: most likely it belongs to another deployment; use a spare of this one's", remote)
+	}
+	return ev
+}
+
+// afterWrong says what becomes of the code after a wrong one.
+func afterWrong(left int) string {
+	switch left {
+	case 0:
+		return "the code is destroyed"
+	case 1:
+		return "1 more wrong one destroys the code"
+	}
+	return fmt.Sprintf("%d more wrong ones destroy the code", left)
+}
+
+// heldIDs lists the ids that are held back for a reason.
+func heldIDs(held []KeycopyHeld, reason string) string {
+	var list []string
+	for _, h := range held {
+		if h.Reason == reason {
+			list = append(list, string(h.ID))
+		}
+	}
+	return strings.Join(list, ", ")
+}
+
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
+
+func peerText(name transport.Name, device *transport.DeviceID, remote string) string {
+	switch {
+	case name != "":
+		return fmt.Sprintf("terminal %s at %s", name, remote)
+	case device != nil:
+		return fmt.Sprintf("device %s at %s", device.Short(), remote)
+	}
+	return remote
+}
