@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -66,6 +67,22 @@ func (d *deployment) gateServes() {
 	d.gate.until("the gate serves", func() bool {
 		return strings.Contains(d.gate.verb("", "kagimori-gate", "status", "--json"), `"open": true`)
 	})
+}
+
+// freshGate puts a new box in the place of the gate.
+func (d *deployment) freshGate() {
+	d.t.Helper()
+	d.gateRun.stop()
+	if err := os.RemoveAll(d.gate.state()); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := os.Mkdir(d.gate.state(), 0o700); err != nil {
+		d.t.Fatal(err)
+	}
+	d.bundle("fresh-gate", "terminal", "reenroll", "gate-maps")
+	d.gateRun = d.gate.start("kagimori-gate", d.gateConfig)
+	d.provision(d.gate, "kagimori-gate", "fresh-gate")
+	d.gateServes()
 }
 
 // address is where a machine listens: a port of its own in its namespace, or a
