@@ -231,8 +231,8 @@ func (a *Agent) beating(loop *systemd.Loop, limit time.Duration, do func()) {
 	}
 }
 
-// runStore proves now and then that the store answers, and writes the clock's
-// floor when it has fallen behind by a day.
+// runStore proves now and then that the store answers, and writes the clock
+// when its floor has fallen behind by a day, or when somebody waits by it.
 func (a *Agent) runStore(ctx context.Context, v *vault) {
 	loop := a.dog.Loop("store")
 	defer loop.End()
@@ -240,7 +240,11 @@ func (a *Agent) runStore(ctx context.Context, v *vault) {
 	defer stop()
 	for {
 		err := v.store.View(func(*store.Tx) error { return nil })
-		if err == nil && a.clock.due() {
+		due := a.clock.due()
+		if err == nil && !due && a.clock.overdue() {
+			due, err = v.waits()
+		}
+		if err == nil && due {
 			err = v.update(func(*store.Tx) error { return nil })
 		}
 		if err != nil {

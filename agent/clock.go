@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kagimori/kagimori/agent/keycopy"
 	"github.com/kagimori/kagimori/transport"
 )
 
@@ -25,6 +26,12 @@ const (
 	plausibleSpan = 10 * 365 * 24 * time.Hour
 	// driftWarning is how far the wall clock may be off before status says so.
 	driftWarning = 2 * time.Minute
+	// ranStep is how often the time that the program has run is worth a write of
+	// its own, while there is something that waits by it.
+	ranStep = 10 * time.Minute
+	// steadyStart is what Steady shows on a new device, in Unix seconds: not zero,
+	// which means "none" in records.
+	steadyStart = 1
 	// written is when this was: a floor for programs that do not know when they
 	// were built. Unix seconds of 2026-01-01.
 	written = 1767225600
@@ -34,18 +41,39 @@ const (
 // methods may be called from several goroutines.
 type Clock struct {
 	wall  func() time.Time
-	start time.Time // the wall clock's reading when the process began
+	boot  func() time.Duration // CLOCK_BOOTTIME: never set, and goes on while suspended
+	start reading              // when the process began
 
 	mu     sync.Mutex
-	floor  time.Time // guarded by mu
-	saved  time.Time // guarded by mu: the floor as it is in the store
-	server time.Time // guarded by mu: what the server said last; zero: nothing yet
-	heard  time.Time // guarded by mu: the wall clock's reading then
+	floor  time.Time     // guarded by mu
+	saved  time.Time     // guarded by mu: the floor as it is in the store
+	server time.Time     // guarded by mu: what the server said last; zero: nothing yet
+	heard  reading       // guarded by mu: when it did
+	behind time.Duration // guarded by mu: how far that was below the floor
+	ran    time.Duration // guarded by mu: how long earlier processes ran, by the store
+	noted  time.Duration // guarded by mu: what the store has for all of them and this one
+}
+
+// A reading is one moment as the system's clocks show it.
+type reading struct {
+	wall time.Time
+	boot time.Duration
+}
+
+func (c *Clock) read() reading { return reading{c.wall(), c.boot()} }
+
+// since is the time that has passed since a reading. Go's monotonic clock stands
+// still while the terminal is suspended, the other one does not.
+func (c *Clock) since(then reading) time.Duration {
+	now := c.read()
+	return max(now.wall.Sub(then.wall), now.boot-then.boot)
 }
 
 // NewClock starts from the program's build date; wall is time.Now outside of tests.
 func NewClock(wall func() time.Time, built time.Time) *Clock {
-	c := &Clock{wall: wall, start: wall(), floor: time.Unix(written, 0)}
+	system := keycopy.NewClock()
+	c := &Clock{wall: wall, boot: func() time.Duration { return system().Mono }, floor: time.Unix(written, 0)}
+	c.start = c.read()
 	c.Raise(built)
 	return c
 }
@@ -67,10 +95,10 @@ func (c *Clock) Now() time.Time {
 }
 
 func (c *Clock) now() time.Time {
-	wall := c.wall()
 	if !c.server.IsZero() {
-		return c.server.Add(wall.Sub(c.heard))
+		return c.server.Add(c.since(c.heard))
 	}
+	wall := c.wall()
 	if wall.Before(c.floor) {
 		return c.floor
 	}
@@ -107,17 +135,32 @@ func (c *Clock) Stamp() int64 {
 	return now.Unix()
 }
 
-// Steady is the present if the clock is trusted; else the floor and the time
-// since the process began: it goes on evenly, expires nothing too early, and
-// nobody moves it by setting the system clock.
-func (c *Clock) Steady() time.Time {
+// Earliest is the present if the clock is trusted; else the floor and the time
+// since the process began: it expires nothing too early, and nobody moves it by
+// setting the system clock. It jumps when the server tells the time, so measure
+// no spans with it.
+func (c *Clock) Earliest() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.server.IsZero() {
 		return c.now()
 	}
-	return c.floor.Add(max(0, c.wall().Sub(c.start)))
+	return c.floor.Add(max(0, c.since(c.start)))
 }
+
+// Steady is a clock for spans that outlast a restart, such as the locks after
+// wrong operator codes. It shows how long this program has run on this device,
+// all in all, by CLOCK_BOOTTIME, and is no date: neither the system clock nor
+// the server moves it. It stands still while the program does not run, since
+// nobody can say for how long that was, and a power cut sets it back by at most
+// ranStep while something waits by it: that waits longer then, and never less.
+func (c *Clock) Steady() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Unix(steadyStart, 0).Add(c.running())
+}
+
+func (c *Clock) running() time.Duration { return c.ran + max(0, c.boot()-c.start.boot) }
 
 // Said is the time to put into an envelope: zero while it is not trusted.
 func (c *Clock) Said() time.Time {
@@ -140,7 +183,8 @@ func (c *Clock) Raise(t time.Time) {
 
 // Sync takes in the time of an authenticated message. proof is the chain that
 // the server proved itself with: a time outside of its leaf's validity is
-// refused, so that no server can push the floor beyond what it may sign for.
+// refused, so that no server can push the floor beyond what it may sign for. A
+// time below the floor is taken as the floor.
 func (c *Clock) Sync(server time.Time, proof []*x509.Certificate) error {
 	if len(proof) == 0 {
 		return fmt.Errorf("server time %s: nobody vouches for it", server.UTC().Format(time.RFC3339))
@@ -151,10 +195,11 @@ func (c *Clock) Sync(server time.Time, proof []*x509.Certificate) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.server, c.heard = server, c.wall()
+	c.behind = max(0, c.floor.Sub(server))
 	if server.After(c.floor) {
 		c.floor = server
 	}
+	c.server, c.heard = c.floor, c.read()
 	return nil
 }
 
@@ -165,9 +210,10 @@ func (c *Clock) raw() time.Time {
 	return c.wall()
 }
 
-// clockRecord is the floor in the store (bucket "clock", key "floor").
+// clockRecord is the clock in the store (bucket "clock", key "floor").
 type clockRecord struct {
-	Floor int64 `cbor:"1,keyasint"` // Unix seconds
+	Floor int64 `cbor:"1,keyasint"`           // Unix seconds
+	Ran   int64 `cbor:"2,keyasint,omitempty"` // seconds that the program has run in all, for Steady
 }
 
 // load takes in what the store remembers.
@@ -177,6 +223,8 @@ func (c *Clock) load(r clockRecord) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.saved = t
+	c.ran = time.Duration(r.Ran) * time.Second
+	c.noted = c.ran
 }
 
 // due says whether the floor alone is worth a write.
@@ -187,13 +235,23 @@ func (c *Clock) due() bool {
 	return c.floor.Sub(c.saved) >= floorStep
 }
 
-// record gives the floor for a transaction that is written anyway; ok is false
+// overdue says whether the time that the program has run is worth a write, if
+// something waits by it.
+func (c *Clock) overdue() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.running()-c.noted >= ranStep
+}
+
+// record gives the clock for a transaction that is written anyway; ok is false
 // when the store has it, nearly. wrote must follow once it is durable.
 func (c *Clock) record() (r clockRecord, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.advance()
-	return clockRecord{Floor: c.floor.Unix()}, c.floor.Sub(c.saved) >= recordStep
+	ran := c.running()
+	r = clockRecord{Floor: c.floor.Unix(), Ran: int64(ran / time.Second)}
+	return r, c.floor.Sub(c.saved) >= recordStep || ran-c.noted >= recordStep
 }
 
 // advance lifts the floor to the present, if that is known.
@@ -212,6 +270,7 @@ func (c *Clock) wrote(r clockRecord) {
 	if t := time.Unix(r.Floor, 0); t.After(c.saved) {
 		c.saved = t
 	}
+	c.noted = max(c.noted, time.Duration(r.Ran)*time.Second)
 }
 
 // ClockStatus is what status says about the time.
@@ -239,6 +298,9 @@ func (c *Clock) Status() ClockStatus {
 	s.Text = "told by the management server"
 	if off.Abs() >= driftWarning {
 		s.Text += fmt.Sprintf("; the system clock is off by %s and is left alone", off)
+	}
+	if c.behind >= driftWarning {
+		s.Text += fmt.Sprintf("; that was %s before a time that is certainly over: set the server's clock", c.behind.Round(time.Second))
 	}
 	return s
 }

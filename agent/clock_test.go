@@ -2,6 +2,7 @@ package agent
 
 import (
 	"crypto/x509"
+	"strings"
 	"testing"
 	"time"
 )
@@ -49,8 +50,8 @@ func TestClockBeforeAnybodyTellsTheTime(t *testing.T) {
 			t.Errorf("%s: stamp %d, want %d", name, got, c.stamp)
 		}
 		w.now = w.now.Add(time.Hour)
-		if got := clock.Steady(); !got.Equal(issued.Add(time.Hour)) {
-			t.Errorf("%s: steady is %v, want the floor and an hour", name, got)
+		if got := clock.Earliest(); !got.Equal(issued.Add(time.Hour)) {
+			t.Errorf("%s: earliest is %v, want the floor and an hour", name, got)
 		}
 	}
 }
@@ -64,7 +65,7 @@ func TestClockCountsFromTheServersTime(t *testing.T) {
 	}
 	w.now = w.now.Add(90 * time.Minute)
 	want := date(2027).Add(90 * time.Minute)
-	for name, got := range map[string]time.Time{"now": clock.Now(), "judge": clock.Judge(proof), "said": clock.Said(), "steady": clock.Steady()} {
+	for name, got := range map[string]time.Time{"now": clock.Now(), "judge": clock.Judge(proof), "said": clock.Said(), "earliest": clock.Earliest()} {
 		if !got.Equal(want) {
 			t.Errorf("%s is %v, want %v", name, got, want)
 		}
@@ -140,5 +141,43 @@ func TestClockFloorIsKeptSparsely(t *testing.T) {
 	}
 	if got := v.clock.Judge(nil); !got.Equal(want) {
 		t.Errorf("after a power cut the floor is %v, want %v", got, want)
+	}
+}
+
+// The present cannot be before the floor, whatever a server says; and what is
+// before it is said to people.
+func TestServersTimeNeverFallsBelowTheFloor(t *testing.T) {
+	w := &wall{date(2025)}
+	clock := NewClock(w.read, date(2026))
+	clock.Raise(date(2028))
+	if err := clock.Sync(date(2027), vouched()); err != nil {
+		t.Fatal(err)
+	}
+	for name, got := range map[string]time.Time{"now": clock.Now(), "judge": clock.Judge(nil), "said": clock.Said(), "earliest": clock.Earliest()} {
+		if got.Before(date(2028)) || got.After(date(2028).Add(time.Minute)) {
+			t.Errorf("%s is %v, want the floor", name, got)
+		}
+	}
+	if s := clock.Status(); !s.Trusted || !strings.Contains(s.Text, "set the server's clock") {
+		t.Errorf("status %+v", s)
+	}
+	if err := clock.Sync(date(2029), vouched()); err != nil {
+		t.Fatal(err)
+	}
+	if s := clock.Status(); strings.Contains(s.Text, "set the server's clock") || s.Now.Before(date(2029)) {
+		t.Errorf("status %+v", s)
+	}
+}
+
+// A trusted clock goes on while the terminal is suspended.
+func TestClockGoesOnInSuspend(t *testing.T) {
+	clock := NewClock(time.Now, date(2026))
+	s := skewed(clock)
+	if err := clock.Sync(date(2027), vouched()); err != nil {
+		t.Fatal(err)
+	}
+	s.boot.Store(int64(3 * time.Hour))
+	if got := clock.Now(); got.Before(date(2027).Add(3 * time.Hour)) {
+		t.Errorf("three hours later it is %v", got)
 	}
 }

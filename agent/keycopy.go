@@ -63,7 +63,7 @@ type copies struct {
 	queue chan *offering // to runKeycopy
 
 	mu       sync.Mutex
-	offer    *offering  // guarded by mu: in force
+	offer    *offering  // guarded by mu: the one that stands
 	fetching bool       // guarded by mu
 	wrong    wrongCodes // of the one fetch under way, or the last
 }
@@ -131,13 +131,12 @@ func (a *Agent) party() (*party, error) {
 	return p, nil
 }
 
-// keycopyClock is a clock that nobody moves by setting the system's.
+// keycopyClock measures lifetimes by the system's clocks, which the server's
+// time does not move, and judges and dates by what the agent knows.
 func (a *Agent) keycopyClock() keycopy.Clock {
-	system := keycopy.NewClock()
 	return func() keycopy.Instant {
-		now := system()
-		now.Wall = a.clock.Steady()
-		return now
+		now := a.clock.read()
+		return keycopy.Instant{Wall: now.wall, Mono: now.boot, Date: a.clock.Earliest()}
 	}
 }
 
@@ -145,7 +144,7 @@ func (a *Agent) keycopyClock() keycopy.Clock {
 type attempts struct {
 	vault *vault
 	role  role
-	now   func() time.Time
+	now   func() time.Time // Clock.Steady, which the log's times are of
 }
 
 var _ keycopy.Attempts = attempts{}
@@ -199,6 +198,22 @@ func locked(tx *store.Tx, r role, now time.Time) (time.Duration, error) {
 		return 0, err
 	}
 	return log.Lock(now), nil
+}
+
+// waits says whether a guess still counts, so that Clock.Steady is worth keeping.
+func (v *vault) waits() (found bool, err error) {
+	now := v.clock.Steady()
+	err = v.store.View(func(tx *store.Tx) error {
+		for _, r := range []role{roleSource, roleTarget} {
+			var log keycopy.AttemptLog
+			if _, err := tx.Get(bucketAttempts, string(r), &log); err != nil {
+				return err
+			}
+			found = found || log.Lock(now) > 0 || len(log.Failures) > 0
+		}
+		return nil
+	})
+	return found, err
 }
 
 // note keeps a copy for status and audit, and forgets the oldest.

@@ -24,7 +24,7 @@ import (
 // offerEvents is how many events wait for a reader; more are dropped.
 const offerEvents = 256
 
-// An offering is one operator code in force.
+// An offering is one offer that stands.
 type offering struct {
 	party    *party
 	source   *keycopy.Source
@@ -83,7 +83,7 @@ func (a *Agent) arm(ctx context.Context, selected []transport.Name) (o *offering
 	a.copies.mu.Lock()
 	defer a.copies.mu.Unlock()
 	if a.copies.offer != nil {
-		return nil, nil, control.Problemf(control.Conflict, "use the code that was shown, or destroy it first: "+a.cfg.Program+" keycopy disarm", "an offer is in force already")
+		return nil, nil, control.Problemf(control.Conflict, "use the code that was shown, or destroy it first: "+a.cfg.Program+" keycopy disarm", "an offer stands already")
 	}
 	o = &offering{party: p, events: make(chan KeycopyEvent, offerEvents), done: make(chan struct{})}
 	if err := o.choose(selected); err != nil {
@@ -103,6 +103,9 @@ func (a *Agent) arm(ctx context.Context, selected []transport.Name) (o *offering
 	code = operator.Grouped()
 	o.chosen.Seconds = int(math.Ceil(operator.Remaining(p.clock()).Seconds()))
 	o.chosen.Listen = o.listener.Addr().String()
+	if a.link.get(a.clock).State == LinkRefused {
+		o.chosen.Warning = "the management server does not accept this terminal any more (was it removed?): gates may refuse the keys that are copied"
+	}
 	o.source = keycopy.NewSource(keycopy.SourceConfig{
 		End: keycopy.End{
 			Device: p.vault.device, Attempts: attempts{p.vault, roleSource, a.clock.Steady}, Clock: p.clock, Random: rand.Reader,
@@ -153,9 +156,8 @@ func (o *offering) choose(selected []transport.Name) error {
 			return control.Problemf(control.BadInput, "list them with `credential list`", "%w", err)
 		}
 	}
-	now := p.clock().Wall
 	err := p.vault.store.View(func(tx *store.Tx) error {
-		wait, err := locked(tx, roleSource, now)
+		wait, err := locked(tx, roleSource, p.vault.clock.Steady())
 		if err == nil && wait > 0 {
 			err = control.Problemf(control.Refused, "find out who typed them; wait, or run: sudo kagimori keycopy unlock", "%w", &keycopy.Locked{For: wait})
 		}
@@ -169,7 +171,7 @@ func (o *offering) choose(selected []transport.Name) error {
 		return err
 	}
 	defer keycopy.WipeRecords(records)
-	offer, err := keycopy.Choose(records, selected, now)
+	offer, err := keycopy.Choose(records, selected, p.clock().Date)
 	if err != nil {
 		return err
 	}

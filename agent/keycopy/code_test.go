@@ -14,7 +14,8 @@ import (
 
 // moment is an Instant on both clocks.
 func moment(wall, mono time.Duration) Instant {
-	return Instant{Wall: time.Unix(1_800_000_000, 0).Add(wall), Mono: time.Hour + mono}
+	at := time.Unix(1_800_000_000, 0).Add(wall)
+	return Instant{Wall: at, Mono: time.Hour + mono, Date: at}
 }
 
 func TestOperatorCodeRoundTrip(t *testing.T) {

@@ -26,11 +26,14 @@ import (
 	"github.com/kagimori/kagimori/transport"
 )
 
-// An Instant is one moment on two clocks. Mono is measured from any fixed
-// point, such as the program's start, and never jumps.
+// An Instant is one moment on two clocks, for measuring. Wall is the system's
+// clock; Mono is measured from any fixed point, such as the program's start, and
+// never jumps. Date is the present for records and for what has expired: it may
+// jump when a server tells the time, so no span is measured by it.
 type Instant struct {
 	Wall time.Time
 	Mono time.Duration
+	Date time.Time
 }
 
 // Since is how long ago t was, by the clock that says longer: neither setting
@@ -50,9 +53,9 @@ func NewClock() Clock {
 		now := time.Now()
 		var boot unix.Timespec
 		if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err != nil { // older than Linux 2.6.39
-			return Instant{Wall: now, Mono: now.Sub(start)}
+			return Instant{Wall: now, Mono: now.Sub(start), Date: now}
 		}
-		return Instant{Wall: now, Mono: time.Duration(boot.Nano())}
+		return Instant{Wall: now, Mono: time.Duration(boot.Nano()), Date: now}
 	}
 }
 

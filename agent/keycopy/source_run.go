@@ -213,7 +213,7 @@ func (r *sourceRun) prepareGrant(ctx context.Context) error {
 		return fail(transport.KeycopyStoreFailed, fmt.Errorf("read credentials: %w", err))
 	}
 	defer WipeRecords(records)
-	now := cfg.Clock().Wall
+	now := cfg.Clock().Date
 	if r.offer, err = Choose(records, r.hello.Select, now); err != nil {
 		return fail(transport.KeycopyStoreFailed, err)
 	}

@@ -212,7 +212,7 @@ func (r *targetRun) consumeGrant(ctx context.Context, f transport.KeycopyFrame) 
 		return fail(transport.KeycopyProtocol, err)
 	}
 	r.entries = manifest.Items
-	r.deal = newTransaction(r.ack.Txn, r.ack.Source, &r.channel, cfg.Clock().Wall, manifest)
+	r.deal = newTransaction(r.ack.Txn, r.ack.Source, &r.channel, cfg.Clock().Date, manifest)
 	cfg.tell(r.event(EventGranted, Event{Items: len(r.entries)}))
 	if len(r.entries) == 0 {
 		return fail(transport.KeycopyManifestRejected, errors.New("the old terminal offers no credential"))
