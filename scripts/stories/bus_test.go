@@ -60,8 +60,8 @@ func newBusChip(t *testing.T, securityCode []byte) *busChip {
 
 type noAttempts struct{}
 
-func (noAttempts) Count(context.Context) error   { return nil }
-func (noAttempts) Succeed(context.Context) error { return nil }
+func (noAttempts) Count(context.Context, *keycopy.OperatorCode) error { return nil }
+func (noAttempts) Succeed(context.Context) error                      { return nil }
 
 type noJournal struct{}
 
