@@ -109,9 +109,14 @@ type CredentialClaim struct {
 	Signature  []byte   `cbor:"5,keyasint"`
 }
 
-// CredentialClaimed says that the holding is in the inventory.
+// CredentialClaimed says that the holding is in the inventory, and how its
+// service is to be reached and judged, as CredentialCertificate does: what came
+// with a copy is only the word of the terminal that it came from.
 type CredentialClaimed struct {
-	Credential Name `cbor:"1,keyasint"`
+	Credential Name     `cbor:"1,keyasint"`
+	ServerName string   `cbor:"2,keyasint,omitempty"`
+	Endpoints  []string `cbor:"3,keyasint,omitempty"`
+	Anchors    [][]byte `cbor:"4,keyasint,omitempty"`
 }
 
 // Type implements Body.

@@ -31,6 +31,7 @@ func every() []Body {
 		&CredentialClaimed{Credential: "cr-1"},
 		&ServiceRevoked{Number: 21, URL: "http://kagimori.test:8880/crl/service", CRL: []byte{22}, Issuer: []byte{23}},
 		&Fault{Code: FaultLater, Text: "why"},
+		&CredentialClaimed{Credential: "cr-1", ServerName: "maps.test", Endpoints: []string{"maps.test:8443"}, Anchors: [][]byte{{17}}},
 	}
 }
 
@@ -45,7 +46,7 @@ func TestGoldenBytes(t *testing.T) {
 		fmt.Fprintf(&got, "%s %s\n", body.Type(), hex.EncodeToString(payload))
 	}
 	compareGolden(t, "testdata/wire.golden", got.Bytes())
-	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 16 {
+	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 17 {
 		t.Errorf("%d messages in the table", n)
 	}
 }
