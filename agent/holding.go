@@ -159,12 +159,29 @@ func (s *session) claimOne(c claimEntry) error {
 	return s.say(&transport.CredentialClaim{Credential: c.id, Nonce: *s.nonce, Source: c.Source, Time: c.Time, Signature: signature}, question{claim: c.id})
 }
 
-// claimTaken: the server has the holding in its inventory.
+// claimTaken: the server has the holding in its inventory. How the service is
+// reached and judged is the server's to say, not the terminal's that it was
+// copied from.
 func (s *session) claimTaken(m *transport.CredentialClaimed) error {
 	if _, err := transport.ParseName(string(m.Credential)); err != nil {
 		return fmt.Errorf("%w: %w", transport.ErrMalformed, err)
 	}
-	if err := s.update(func(tx *store.Tx) error { return tx.Delete(bucketClaims, string(m.Credential)) }); err != nil {
+	if err := checkReach(m.ServerName, m.Endpoints, m.Anchors); err != nil {
+		return fmt.Errorf("claimed credential %s: %w", m.Credential, err)
+	}
+	err := s.update(func(tx *store.Tx) error {
+		if err := tx.Delete(bucketClaims, string(m.Credential)); err != nil || m.ServerName == "" {
+			return err
+		}
+		h, err := holding(tx, m.Credential)
+		defer h.wipe()
+		if err != nil || h == nil {
+			return err
+		}
+		h.Record.ServerName, h.Record.Endpoints, h.Record.Anchors = m.ServerName, m.Endpoints, m.Anchors
+		return tx.Put(bucketCredentials, string(m.Credential), h)
+	})
+	if err != nil {
 		return err
 	}
 	s.log.Info("holding reported", "credential", m.Credential)
@@ -242,14 +259,20 @@ func newCredential(h *holdingRecord) (*Credential, error) {
 // ErrNoCredential is a service for which this device holds nothing usable.
 var ErrNoCredential = errors.New("no usable credential")
 
-// pick chooses the credential in force for a service: active, not expired, the
-// one that lasts longest. When there is none it says why.
+// pick chooses the credential in force for a service: active, not expired, one
+// that was issued to this device before one that was copied, since a copy comes
+// with what another terminal says about the service; then the one that lasts
+// longest. When there is none it says why.
 func pick(tx *store.Tx, clock *Clock, service transport.Name, usage transport.Usage) (*Credential, error) {
 	var best *Credential
+	var origin Origin // of best
 	var problems []string
 	err := eachHolding(tx, func(h *holdingRecord) error {
 		r := &h.Record
-		if r.Service != service || r.Usage != usage || best != nil && best.Record.Expires >= r.Expires {
+		if r.Service != service || r.Usage != usage {
+			return nil
+		}
+		if best != nil && (origin != h.Origin && origin == OriginIssue || origin == h.Origin && best.Record.Expires >= r.Expires) {
 			return nil
 		}
 		if why := unusable(r, clock); why != "" {
@@ -264,7 +287,7 @@ func pick(tx *store.Tx, clock *Clock, service transport.Name, usage transport.Us
 			problems = append(problems, err.Error())
 			return nil
 		}
-		best = c
+		best, origin = c, h.Origin
 		return nil
 	})
 	if err != nil || best != nil {

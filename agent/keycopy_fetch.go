@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -146,7 +147,7 @@ func (p *party) install(t *keycopy.Transaction, records []transport.CredentialRe
 	return p.vault.update(func(tx *store.Tx) error {
 		for i := range records {
 			h := holdingRecord{Record: records[i], Origin: OriginCopy, Since: clock.Stamp(), Source: t.Peer, SourceName: t.Name}
-			if err := holdCopy(tx, &h); err != nil {
+			if err := holdCopy(tx, &h, clock); err != nil {
 				return err
 			}
 			noted.Taken = append(noted.Taken, h.Record.ID)
@@ -156,19 +157,27 @@ func (p *party) install(t *keycopy.Transaction, records []transport.CredentialRe
 }
 
 // holdCopy stores a copied credential unless the one that is here lasts as
-// long: that is the same one, or a renewed one.
-func holdCopy(tx *store.Tx, h *holdingRecord) error {
+// long (that is the same one, or a renewed one), or was issued to this very
+// device and is good.
+func holdCopy(tx *store.Tx, h *holdingRecord, clock *Clock) error {
 	old, err := holding(tx, h.Record.ID)
 	defer old.wipe()
 	if err != nil || old != nil && old.Record.State == transport.CredentialActive && old.Record.Expires >= h.Record.Expires {
 		return err
 	}
+	if old != nil && old.Origin == OriginIssue && unusable(&old.Record, clock) == "" {
+		return nil
+	}
 	return hold(tx, h)
 }
 
 // check refuses a record that this terminal could not use, or that is not what
-// it says: the Source has proven the codes, not that it is free of faults. The
-// validity period is left to the moment of use.
+// it says: the Source has proven the codes, not that it is free of faults or in
+// good hands. Above all it brings in no trust that the deployment did not give:
+// the one anchor that the server issues is the root. Server name and endpoints
+// are believed until the server confirms the claim; they lead no farther than to
+// whoever has a server certificate for that name under the root. The validity
+// period is left to the moment of use.
 func (p *party) check(r *transport.CredentialRecord) error {
 	for _, n := range []transport.Name{r.ID, r.Service, r.Subject} {
 		if _, err := transport.ParseName(string(n)); err != nil {
@@ -189,6 +198,9 @@ func (p *party) check(r *transport.CredentialRecord) error {
 	if id != r.ID || r.Expires != chain[0].NotAfter.Unix() {
 		return errors.New("the certificate is another credential's")
 	}
+	if chain[0].Subject.CommonName != string(r.Subject) {
+		return fmt.Errorf("the certificate is for another subject than %s", r.Subject)
+	}
 	key, err := privateKey(&r.Secret)
 	if err != nil {
 		return err
@@ -196,5 +208,11 @@ func (p *party) check(r *transport.CredentialRecord) error {
 	if err := certifies(chain[0], key.Public()); err != nil {
 		return err
 	}
-	return checkReach(r.ServerName, r.Endpoints, r.Anchors)
+	if err := checkReach(r.ServerName, r.Endpoints, r.Anchors); err != nil {
+		return err
+	}
+	if len(r.Anchors) == 0 || slices.ContainsFunc(r.Anchors, func(der []byte) bool { return !bytes.Equal(der, p.self.Root) }) {
+		return errors.New("it would have this terminal trust servers under another root than the deployment's: look at the terminal that it comes from, it may have been tampered with")
+	}
+	return nil
 }

@@ -254,17 +254,22 @@ func TestInstallChecksWhatItGets(t *testing.T) {
 	p := mustParty(t, r.new)
 	foreign := newAuthority(t)
 	for name, spoil := range map[string]func(*transport.CredentialRecord){
-		"another root":      func(c *transport.CredentialRecord) { c.Chain = foreign.record("maps-1").Chain },
-		"another's":         func(c *transport.CredentialRecord) { c.ID = "maps-2" },
-		"another key":       func(c *transport.CredentialRecord) { c.Secret = r.ca.record("maps-1").Secret },
-		"no key":            func(c *transport.CredentialRecord) { c.Secret.Bytes = nil },
-		"unknown form":      func(c *transport.CredentialRecord) { c.Secret.Form = "word" },
-		"unknown kind":      func(c *transport.CredentialRecord) { c.Kind = "poem" },
-		"a gate's":          func(c *transport.CredentialRecord) { c.Usage = transport.UsageServer },
-		"bad name":          func(c *transport.CredentialRecord) { c.Subject = "A B" },
-		"another service's": func(c *transport.CredentialRecord) { c.Service = "tiles" },
-		"lives longer":      func(c *transport.CredentialRecord) { c.Expires++ },
-		"no endpoint":       func(c *transport.CredentialRecord) { c.Endpoints = []string{"x"} },
+		"another root":            func(c *transport.CredentialRecord) { c.Chain = foreign.record("maps-1").Chain },
+		"another's":               func(c *transport.CredentialRecord) { c.ID = "maps-2" },
+		"another key":             func(c *transport.CredentialRecord) { c.Secret = r.ca.record("maps-1").Secret },
+		"no key":                  func(c *transport.CredentialRecord) { c.Secret.Bytes = nil },
+		"unknown form":            func(c *transport.CredentialRecord) { c.Secret.Form = "word" },
+		"unknown kind":            func(c *transport.CredentialRecord) { c.Kind = "poem" },
+		"a gate's":                func(c *transport.CredentialRecord) { c.Usage = transport.UsageServer },
+		"bad name":                func(c *transport.CredentialRecord) { c.Subject = "A B" },
+		"another service's":       func(c *transport.CredentialRecord) { c.Service = "tiles" },
+		"lives longer":            func(c *transport.CredentialRecord) { c.Expires++ },
+		"no endpoint":             func(c *transport.CredentialRecord) { c.Endpoints = []string{"x"} },
+		"another root to trust":   func(c *transport.CredentialRecord) { c.Anchors = [][]byte{foreign.root.Raw} },
+		"one more root to trust":  func(c *transport.CredentialRecord) { c.Anchors = append(c.Anchors, foreign.root.Raw) },
+		"the issuing CA for root": func(c *transport.CredentialRecord) { c.Anchors = [][]byte{r.ca.issuing.Raw} },
+		"nobody to trust":         func(c *transport.CredentialRecord) { c.Anchors = nil },
+		"another place's":         func(c *transport.CredentialRecord) { c.Subject = "seat-2" },
 		"a terminal's": func(c *transport.CredentialRecord) {
 			key, _ := privateKey(&c.Secret)
 			c.Chain = r.ca.client(transport.URI{Deployment: testDeployment, Terminal: "maps-1"}, key.Public())
@@ -281,15 +286,20 @@ func TestInstallChecksWhatItGets(t *testing.T) {
 	}
 }
 
-// A copy never takes the place of a credential that lasts as long or longer.
+// A copy never takes the place of a credential that lasts as long or longer,
+// nor of a good one that was issued to this very terminal.
 func TestInstallKeepsTheRenewedOne(t *testing.T) {
 	r := newCopyRig(t)
 	p := mustParty(t, r.new)
 	renewed := r.ca.record("maps-1")
-	err := r.new.vault.update(func(tx *store.Tx) error { return hold(tx, &holdingRecord{Record: renewed, Origin: OriginIssue}) })
-	if err != nil {
-		t.Fatal(err)
+	here := func(origin Origin) {
+		t.Helper()
+		err := r.new.vault.update(func(tx *store.Tx) error { return hold(tx, &holdingRecord{Record: renewed, Origin: origin}) })
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
+	here(OriginCopy)
 	r.ca.to = r.ca.to.Add(-time.Hour)
 	older := r.ca.record("maps-1")
 	install := func(c transport.CredentialRecord) []byte {
@@ -309,6 +319,17 @@ func TestInstallKeepsTheRenewedOne(t *testing.T) {
 	newer := r.ca.record("maps-1")
 	if string(install(newer)) != string(newer.Chain[0]) {
 		t.Error("a newer one did not")
+	}
+	here(OriginIssue)
+	if string(install(newer)) != string(renewed.Chain[0]) {
+		t.Error("a copy took the place of what was issued here")
+	}
+	invalid := renewed
+	invalid.State = transport.CredentialInvalid
+	renewed = invalid
+	here(OriginIssue)
+	if string(install(newer)) != string(newer.Chain[0]) {
+		t.Error("nothing came in the place of what is invalid")
 	}
 }
 

@@ -79,6 +79,14 @@ func (a *authority) client(u transport.URI, key crypto.PublicKey) [][]byte {
 	return a.issue(&x509.Certificate{URIs: []*url.URL{u.URL()}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, key)
 }
 
+// credential certifies a key for the service maps.
+func (a *authority) credential(id, subject transport.Name, key crypto.PublicKey) [][]byte {
+	u := transport.URI{Deployment: testDeployment, Service: "maps", Credential: id}
+	return a.issue(&x509.Certificate{
+		Subject: pkix.Name{CommonName: string(subject)}, URIs: []*url.URL{u.URL()}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}, key)
+}
+
 func (a *authority) gate(key crypto.PublicKey, names ...string) [][]byte {
 	return a.issue(&x509.Certificate{DNSNames: names, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, key)
 }
@@ -144,7 +152,7 @@ func (a *authority) record(id transport.Name) transport.CredentialRecord {
 	return transport.CredentialRecord{
 		ID: id, Kind: transport.KindCertificate, Service: "maps", Subject: "seat-1", Usage: transport.UsageClient,
 		ServerName: "maps.example", Endpoints: []string{"127.0.0.1:8443"}, Anchors: [][]byte{a.root.Raw},
-		Chain:  a.client(transport.URI{Deployment: testDeployment, Service: "maps", Credential: id}, key.Public()),
+		Chain:  a.credential(id, "seat-1", key.Public()),
 		Secret: transport.CredentialSecret{Form: transport.SecretPKCS8, Bytes: der}, Expires: a.to.Unix(),
 		State: transport.CredentialActive, Transfer: transport.TransferCopy,
 	}

@@ -129,6 +129,7 @@ type server struct {
 	results   map[transport.ID][]transport.CommandResult
 	claims    map[transport.Name]transport.DeviceID
 	keys      map[transport.Name]crypto.PublicKey // of credentials
+	reach     *transport.CredentialClaimed        // what a claim is answered with besides the id; nil: nothing
 	nonce     [32]byte
 	polls     int
 	fault     func(e *transport.Envelope) *transport.Fault // nil: none
@@ -292,7 +293,12 @@ func (s *server) claim(c *transport.CredentialClaim) (transport.Body, error) {
 		return &transport.Fault{Code: transport.FaultRefused}, nil
 	}
 	s.claims[c.Credential] = c.Source
-	return &transport.CredentialClaimed{Credential: c.Credential}, nil
+	claimed := &transport.CredentialClaimed{}
+	if s.reach != nil {
+		*claimed = *s.reach
+	}
+	claimed.Credential = c.Credential
+	return claimed, nil
 }
 
 // enrolling is the server's side of one enrollment.
