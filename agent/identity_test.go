@@ -59,9 +59,23 @@ func TestIdentityIsRenewed(t *testing.T) {
 	p := newPeer(t, s, s.ca.management())
 	to := s.ca.to
 	s.ca.from, s.ca.to = time.Now().Add(-60*time.Hour).Truncate(time.Second), time.Now().Add(40*time.Hour).Truncate(time.Second)
+	var polled time.Time // guarded by s.mu
+	s.fault = func(e *transport.Envelope) *transport.Fault {
+		if e.Type == (*transport.CommandPoll)(nil).Type() {
+			polled = time.Now()
+		}
+		return nil
+	}
 	a := running(t, Config{})
 	mustProvision(t, a, s.expect(p.address))
-	eventually(t, "connected", func() bool { return state(a) == LinkConnected && a.clock.Trusted() })
+	// Nothing is under way any more that carries the time before the jump.
+	eventually(t, "connected, and the poll is answered", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		a.clock.mu.Lock()
+		defer a.clock.mu.Unlock()
+		return !polled.IsZero() && a.clock.heard.wall.After(polled)
+	})
 	first := a.Status().Identity.Serial
 	s.mu.Lock()
 	s.ca.to = to

@@ -56,7 +56,7 @@ func testVault(t testing.TB, dir string) *vault {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := v.store.Check(context.Background()); err != nil && !errors.Is(err, store.ErrClosed) {
+		if err := v.store.(interface{ Check(context.Context) error }).Check(context.Background()); err != nil && !errors.Is(err, store.ErrClosed) {
 			t.Errorf("store: %v", err)
 		}
 		v.close()

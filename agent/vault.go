@@ -19,7 +19,7 @@ import (
 // device's identity key, which is made when there is none.
 type vault struct {
 	module   hsm.Module
-	store    *store.Store
+	store    records
 	identity hsm.Signer
 	device   transport.DeviceID
 	clock    *Clock
@@ -47,6 +47,13 @@ const (
 // identityRecord is the identity certificate.
 type identityRecord struct {
 	Chain [][]byte `cbor:"1,keyasint"` // DER, leaf first
+}
+
+// records is what a vault asks of its store, a *store.Store.
+type records interface {
+	View(fn func(*store.Tx) error) error
+	Update(fn func(*store.Tx) error) error
+	Close() error
 }
 
 // An Opener opens key storage and store. It is called again when it failed for
