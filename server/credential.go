@@ -144,12 +144,14 @@ func (s *Server) putCredential(tx *store.Tx, ses *session, o order, i ca.Issued,
 
 // credentialClaim records a holding that a terminal proves: a signature by the
 // credential's key over this connection's nonce and this very device (DESIGN
-// D7, req: L1). Every refusal is the same.
+// D7, req: L1), and says how the service is to be reached and judged. Every
+// refusal is the same.
 func (s *Server) credentialClaim(ctx context.Context, ses *session, m *transport.CredentialClaim) (outcome, error) {
 	if !ses.given || m.Nonce != ses.nonce {
 		return s.claimRefused(ses, m, "the nonce is not this connection's"), nil
 	}
 	var why string
+	reply := &transport.CredentialClaimed{Credential: m.Credential}
 	err := s.store.Update(ctx, s.by(ses.actor()), func(tx *store.Tx) error {
 		if _, err := ses.stillIn(tx); err != nil {
 			return err
@@ -166,6 +168,11 @@ func (s *Server) credentialClaim(ctx context.Context, ses *session, m *transport
 		if why = refused; why != "" || err != nil {
 			return err
 		}
+		service, err := tx.Service(c.Service)
+		if err != nil {
+			return err
+		}
+		reply.ServerName, reply.Endpoints, reply.Anchors = service.DNS[0], service.Endpoints, [][]byte{s.ca.Certificate(ca.Root).Raw}
 		return putClaim(tx, ses, m, c, leaf.NotBefore)
 	})
 	if err != nil {
@@ -174,7 +181,7 @@ func (s *Server) credentialClaim(ctx context.Context, ses *session, m *transport
 	if why != "" {
 		return s.claimRefused(ses, m, why), nil
 	}
-	return outcome{reply: &transport.CredentialClaimed{Credential: m.Credential}}, nil
+	return outcome{reply: reply}, nil
 }
 
 func (s *Server) claimRefused(ses *session, m *transport.CredentialClaim, why string) outcome {

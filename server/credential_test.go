@@ -3,9 +3,11 @@ package server
 import (
 	"crypto/ecdsa"
 	"crypto/rand"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/kagimori/kagimori/server/ca"
 	"github.com/kagimori/kagimori/server/store"
 	"github.com/kagimori/kagimori/transport"
 )
@@ -204,7 +206,8 @@ func TestClaimsAreProven(t *testing.T) {
 	if len(i.Holders) != 1 {
 		t.Fatalf("a refused claim became a holding: %+v", i)
 	}
-	if m := want[transport.CredentialClaimed](t, k.say(claim(t, h.key, nonce, y.id(), h.id))); m.Credential != h.id {
+	if m := want[transport.CredentialClaimed](t, k.say(claim(t, h.key, nonce, y.id(), h.id))); m.Credential != h.id || m.ServerName != "maps.test" ||
+		!slices.Equal(m.Endpoints, []string{"maps.test:8443"}) || len(m.Anchors) != 1 || string(m.Anchors[0]) != string(r.s.ca.Certificate(ca.Root).Raw) {
 		t.Errorf("%+v", m)
 	}
 	r.call("CredentialShow", NameParams{Name: string(h.id)}, &i)
