@@ -105,7 +105,7 @@ func TestCommentedSections(t *testing.T) {
 	if err := Parse("agent.toml", []byte(text), &a); err != nil {
 		t.Fatal(err)
 	}
-	if want := []Relay{{Service: "maps", Listen: "127.0.0.1:8080"}}; !slices.Equal(a.Relays, want) {
+	if want := []Relay{{Service: "maps", Listen: "unix:/run/kagimori/maps.sock"}}; !slices.Equal(a.Relays, want) {
 		t.Errorf("%+v", a.Relays)
 	}
 }
