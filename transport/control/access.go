@@ -44,6 +44,14 @@ func (c Class) who() string {
 	return "root, the daemon's own user and the users in [control] operators"
 }
 
+// may says in a refusal what a caller of the class may do.
+func (c Class) may() string {
+	if c == Read {
+		return "look"
+	}
+	return c.String()
+}
+
 // next says in a refusal how to get the class.
 func (c Class) next(name string) string {
 	if c == Admin {

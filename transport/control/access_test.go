@@ -65,9 +65,9 @@ func TestClasses(t *testing.T) {
 			if look != nil || (operate == nil) != (operators != nil) {
 				t.Errorf("operators %q: Look %v, Operate %v", operators, look, operate)
 			}
-			want := "Rule is for root and the daemon's own user; nobody may only read"
+			want := `only root and the daemon's own user may do this; user "nobody" may only look`
 			if operators != nil {
-				want = strings.Replace(want, "read", "operate", 1)
+				want = strings.Replace(want, "look", "operate", 1)
 			}
 			p := AsProblem(rule)
 			if p == nil || p.Kind != Refused || p.Message != want || p.Next != "run it with sudo" {
@@ -93,7 +93,7 @@ func TestForeignUser(t *testing.T) {
 	cmd := exec.Command("sh", "-c", needs(t, "socat", `printf '{"method":"com.kagimori.test.Rule"}\0' | socat -t 5 - "UNIX-CONNECT:$1"`), "sh", ts.path)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	out, err := cmd.CombinedOutput()
-	want := `{"parameters":{"kind":"refused","message":"Rule is for root and the daemon's own user; nobody may only read","next":"run it with sudo"},"error":"com.kagimori.Problem"}` + "\x00"
+	want := `{"parameters":{"kind":"refused","message":"only root and the daemon's own user may do this; user \"nobody\" may only look","next":"run it with sudo"},"error":"com.kagimori.Problem"}` + "\x00"
 	if err != nil || string(out) != want {
 		t.Fatalf("heard %q, %v", out, err)
 	}

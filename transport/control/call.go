@@ -62,10 +62,9 @@ func (s *Server) dispatch(ctx context.Context, call *Call) error {
 		}
 		return call.varlinkError(errMethod, methodParam{call.Method})
 	}
-	_, name := split(call.Method)
 	if call.Class < m.Class {
 		return Problemf(Refused, m.Class.next(call.Peer.Name()),
-			"%s is for %s; %s may only %s", name, m.Class.who(), call.Peer.Name(), call.Class)
+			"only %s may do this; user %q may only %s", m.Class.who(), call.Peer.Name(), call.Class.may())
 	}
 	if m.Stream && !call.request.More {
 		return call.varlinkError(errExpectedMore, nil)

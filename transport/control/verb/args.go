@@ -56,6 +56,14 @@ func isCobras(cmd *cobra.Command) bool {
 
 // group runs a verb that only holds others.
 func group(cmd *cobra.Command, args []string) error {
+	if v, _ := cmd.Flags().GetBool(versionFlag); v && !cmd.HasParent() {
+		verb, _, err := cmd.Find([]string{versionFlag})
+		if err != nil {
+			return err
+		}
+		verb.SetContext(cmd.Context())
+		return verb.RunE(verb, nil)
+	}
 	if len(args) == 0 {
 		return cmd.Help()
 	}

@@ -40,6 +40,12 @@ func TestVersion(t *testing.T) {
 	if !strings.HasPrefix(out, "demo 1.2.3 (go") {
 		t.Error(out)
 	}
+	if _, again, _ := try(t, "", "--version"); again != out {
+		t.Errorf("--version: %q", again)
+	}
+	if _, as, _ := try(t, "", "--version --json"); !strings.HasPrefix(as, "{") {
+		t.Errorf("--version --json: %q", as)
+	}
 	_, out, _ = try(t, "", "version --json")
 	var b struct{ Program, Version, Go, Platform string }
 	if err := json.Unmarshal([]byte(out), &b); err != nil || b.Version != "1.2.3" || b.Platform == "" {
@@ -89,7 +95,7 @@ func TestDialProblem(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	for line, want := range map[string][]string{
-		"--help":                 {"credential", "exit-codes", "completion", "--json", "--socket"},
+		"--help":                 {"credential", "exit-codes", "completion", "--json", "--socket PATH", "Usage:\n  demo VERB\n"},
 		"credential --help":      {"What this terminal holds.", "show"},
 		"credential show --help": {"Shows one.", "demo credential show maps-1", "demo credential show ID [FIELD]"},
 		"help exit-codes":        {"   6  conflict     ", "   0  ", "130  interrupted"},

@@ -28,8 +28,9 @@ import (
 )
 
 const (
-	jsonFlag   = "json"
-	socketFlag = "socket"
+	jsonFlag    = "json"
+	socketFlag  = "socket"
+	versionFlag = "version"
 )
 
 // A Frame is one program's command line.
@@ -57,7 +58,11 @@ func New(name, short, long, version string) *Frame {
 	}
 	flags := root.PersistentFlags()
 	flags.Bool(jsonFlag, false, "print JSON, errors too")
-	flags.String(socketFlag, socket, "control socket of the daemon, a `PATH`; also $"+socketVariable(name))
+	flags.String(socketFlag, socket, "`PATH` of the daemon's control socket; also $"+socketVariable(name))
+	root.Flags().Bool(versionFlag, false, "show the version, as the verb does")
+	root.SetUsageTemplate(strings.NewReplacer(
+		"{{if .Runnable}}\n  {{.UseLine}}{{end}}", "{{if not .HasAvailableSubCommands}}\n  {{.UseLine}}{{end}}", // a group runs only to say what it holds
+		"[command]", "VERB").Replace(root.UsageTemplate()))
 	f := &Frame{root: root, version: version}
 	root.AddCommand(f.versionVerb(), f.manVerb(), exitCodes())
 	return f
