@@ -79,7 +79,7 @@ func (a *Agent) Interface() control.Interface {
 			},
 			control.Method{
 				Name: "KeycopyDisarm", Class: control.Operate, Out: DisarmReply{}, Handle: a.keycopyDisarm,
-				Doc: "Destroys the operator code in force.",
+				Doc: "Destroys the operator code of the offer that stands.",
 			},
 			control.Method{
 				Name: "KeycopyUnlock", Class: control.Admin, Handle: func(context.Context, *control.Call) error { return a.unlock() },

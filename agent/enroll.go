@@ -165,8 +165,8 @@ func certifies(leaf *x509.Certificate, key crypto.PublicKey) error {
 func (e *enrollment) refused(f *transport.Fault) error {
 	switch f.Code {
 	case transport.FaultDevice:
-		return control.Problemf(control.Refused,
-			"have an administrator run `kagimori-server terminal reenroll "+string(e.terminal)+"`, then provision the bundle it makes",
+		return control.Problemf(control.Refused, fmt.Sprintf("if this is the wrong bundle: stop the daemon, remove its state directory, and provision the right one; "+
+			"if this device takes the place of the other: have an administrator run `kagimori-server terminal reenroll %s`, which cuts the other one off, and provision the bundle it makes", e.terminal),
 			"terminal %s is enrolled with another device", e.terminal)
 	case transport.FaultLater:
 		return control.Problemf(control.Unavailable, "nothing to do: this terminal tries again by itself", "enroll: %w", f)

@@ -149,7 +149,7 @@ func TestEnrollSaysWhoseTurnItIs(t *testing.T) {
 	r.server.device = transport.DeviceID{1} // pinned by another device
 	_, err := r.run(r.order, nil)
 	p := control.AsProblem(err)
-	if p == nil || p.Kind != control.Refused || !bytes.Contains([]byte(p.Next), []byte("reenroll nav-001")) {
+	if p == nil || p.Kind != control.Refused || !bytes.Contains([]byte(p.Next), []byte("reenroll nav-001")) || !bytes.HasPrefix([]byte(p.Next), []byte("if this is the wrong bundle")) {
 		t.Errorf("%v: %+v, want the verb that helps", err, p)
 	}
 	r = newEnrollRig(t)

@@ -108,13 +108,20 @@ func TestRefusedClaim(t *testing.T) {
 	c.noErrors()
 }
 
-// A terminal that is enrolled anew reports its copies anew.
+// A terminal that is enrolled anew reports all that it holds anew, also what
+// the server issued to it: to the server it is a new device with old keys.
 func TestNewBundleReopensClaims(t *testing.T) {
 	ca := newAuthority(t)
 	a := testAgent(t, Config{})
 	mustProvision(t, a, ca.bundle(transport.BundleTerminal, "nav-001"))
-	for id, origin := range map[transport.Name]Origin{"copied": OriginCopy, "issued": OriginIssue} {
-		h := &holdingRecord{Record: ca.record(id), Origin: origin, Source: transport.DeviceID{9}}
+	for id, origin := range map[transport.Name]Origin{"copied": OriginCopy, "issued": OriginIssue, "server": OriginIssue} {
+		h := &holdingRecord{Record: ca.record(id), Origin: origin}
+		switch id {
+		case "copied":
+			h.Source = transport.DeviceID{9}
+		case "server": // a gate's own: nobody claims that
+			h.Record.Usage = transport.UsageServer
+		}
 		if err := a.Update(func(tx *store.Tx) error { return hold(tx, h) }); err != nil {
 			t.Fatal(err)
 		}
@@ -126,8 +133,15 @@ func TestNewBundleReopensClaims(t *testing.T) {
 	b.Issued += 60
 	mustProvision(t, a, b)
 	list, err := a.Credentials()
-	if err != nil || len(list) != 2 || list[0].Reported || !list[1].Reported {
+	if err != nil || len(list) != 3 || list[0].Reported || list[1].Reported || !list[2].Reported {
 		t.Errorf("%+v, %v", list, err)
+	}
+	var open []claimEntry
+	if err := a.View(func(tx *store.Tx) (err error) { open, err = openClaims(tx, 9); return err }); err != nil {
+		t.Fatal(err)
+	}
+	if len(open) != 2 || open[0].Source != (transport.DeviceID{9}) || open[1].Source != a.vault.device {
+		t.Errorf("claims %+v", open)
 	}
 	if a.Status().Identity != nil {
 		t.Error("the old identity is kept")

@@ -33,6 +33,7 @@ type KeycopyEvent struct {
 	Held    []KeycopyHeld       `json:"withheld,omitempty"`
 	More    int                 `json:"withheld_more,omitempty"`
 	Next    string              `json:"next,omitempty"`
+	Warning string              `json:"warning,omitempty"` // with armed: what may keep the keys from being of use
 }
 
 // KeycopyKey is one credential of a copy.

@@ -31,16 +31,8 @@ func (a *Agent) fetch(ctx context.Context, address string, typed transport.Sensi
 	if err != nil {
 		return nil, err
 	}
-	if _, _, err := net.SplitHostPort(address); err != nil {
-		return nil, control.Problemf(control.Usage, "give it as the old terminal shows it, for example 192.0.2.7:8885", "%q is not HOST:PORT", address)
-	}
-	for _, id := range selected {
-		if _, err := transport.ParseName(string(id)); err != nil {
-			return nil, control.Problemf(control.BadInput, "type it as the old terminal shows it; this cost no attempt", "--credential %.80q: %w", id, err)
-		}
-	}
-	if len(selected) > transport.MaxKeycopySelect {
-		return nil, control.Problemf(control.BadInput, "leave them out to copy all, or copy in several runs", "%d credentials selected, the limit is %d", len(selected), transport.MaxKeycopySelect)
+	if err := checkFetch(address, selected); err != nil {
+		return nil, err
 	}
 	if !a.copies.begin() {
 		return nil, control.Problemf(control.Conflict, "wait until it is done", "another copy to this terminal is under way")
@@ -89,6 +81,22 @@ func (a *Agent) fetch(ctx context.Context, address string, typed transport.Sensi
 	}
 	a.copies.wrong = wrongCodes{}
 	return a.fetched(p, t, err), nil
+}
+
+// checkFetch refuses what cannot work, before a code is used up for it.
+func checkFetch(address string, selected []transport.Name) error {
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return control.Problemf(control.Usage, "give it as the old terminal shows it, for example 192.0.2.7:8885", "%q is not HOST:PORT", address)
+	}
+	for _, id := range selected {
+		if _, err := transport.ParseName(string(id)); err != nil {
+			return control.Problemf(control.BadInput, "type it as the old terminal shows it; this cost no attempt", "credential %.80q: %w", id, err)
+		}
+	}
+	if len(selected) > transport.MaxKeycopySelect {
+		return control.Problemf(control.BadInput, "leave them out to copy all, or copy in several runs", "%d credentials selected, the limit is %d", len(selected), transport.MaxKeycopySelect)
+	}
+	return nil
 }
 
 func (c *copies) begin() bool {

@@ -29,6 +29,9 @@ func TestWrongOperatorCodes(t *testing.T) {
 			t.Errorf("attempt %d: next %q, want %q", n, p.Next, words)
 		}
 	}
+	if state, _ := o.source.State(); state != keycopy.Ended {
+		t.Fatalf("the offer is %s after %d wrong codes", state, keycopy.CodeAttempts)
+	}
 	<-o.done
 	if _, err := o.result(); !errors.Is(err, &control.Problem{Kind: control.Refused}) {
 		t.Errorf("the offer ended with %v", err)
@@ -194,6 +197,20 @@ func TestMistypedCredential(t *testing.T) {
 	o, code = r.arm("tiles-1")
 	if _, _, err := r.fetch(o, code, "maps-1"); !strings.Contains(err.Error(), "does not offer maps-1; it offers tiles-1") {
 		t.Errorf("%v", err)
+	}
+}
+
+// A terminal that the server does not accept may still hold keys that work, or
+// not: whoever makes an offer there is warned.
+func TestOfferOfARemovedTerminal(t *testing.T) {
+	r := newCopyRig(t, "maps-1")
+	for _, state := range []LinkState{LinkConnected, LinkRefused} {
+		r.old.link.set(LinkStatus{State: state})
+		o, _ := r.arm()
+		if warned := strings.Contains(o.chosen.Warning, "was it removed?"); warned != (state == LinkRefused) {
+			t.Errorf("%s: warning %q", state, o.chosen.Warning)
+		}
+		r.old.disarm()
 	}
 }
 

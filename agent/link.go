@@ -220,6 +220,7 @@ func failed(server string, terminal transport.Name, err error) LinkStatus {
 	s := LinkStatus{State: LinkWaiting, Server: server, Error: err.Error(), Next: "nothing to do if the server or the network is down: it connects by itself"}
 	if errors.Is(err, mqtt.ErrRefused) {
 		s.State = LinkRefused
+		s.Error = fmt.Sprintf("the server does not know %s any more, or knows it by another device: was it removed? (%v)", terminal, err)
 		s.Next = fmt.Sprintf("have an administrator look at it with `kagimori-server terminal show %[1]s`; if it is to go on, `kagimori-server terminal reenroll %[1]s` makes a bundle to provision here", terminal)
 	}
 	if p, ok := errors.AsType[*control.Problem](err); ok {

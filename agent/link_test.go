@@ -138,7 +138,7 @@ func TestRefusedIdentity(t *testing.T) {
 	p.refusing(5)
 	p.drop()
 	eventually(t, "refused", func() bool { return state(a) == LinkRefused })
-	if l := a.Status().Link; !strings.Contains(l.Next, "reenroll") || l.Error == "" {
+	if l := a.Status().Link; !strings.Contains(l.Next, "reenroll") || !strings.Contains(l.Error, "does not know nav-001 any more") {
 		t.Errorf("%+v", l)
 	}
 	if _, n := p.count(); n != 1 {

@@ -71,7 +71,7 @@ func (a *Agent) take(ctx context.Context, v *vault, b *transport.Bundle) (*Provi
 	}
 	return &ProvisionResult{
 		Outcome: outcome, Kind: next.Kind, Deployment: next.Deployment, Terminal: next.Terminal, Service: next.Service,
-		Group: next.Group, Servers: next.Servers, Device: v.device, Next: a.afterwards(next),
+		Group: next.Group, Servers: next.Servers, Device: v.device, Next: a.afterwards(next, outcome),
 	}, nil
 }
 
@@ -97,15 +97,19 @@ func (a *Agent) takeIn(ctx context.Context, v *vault, b *transport.Bundle, next 
 			return nil
 		}
 		// A newer bundle means another common key: enroll with that. What the
-		// server knew of copies that are here may have ended with the old one.
+		// server knew to be here may have ended with the old one: tell it all.
 		if err := tx.Delete(bucketIdentity, keyChain); err != nil {
 			return err
 		}
 		return eachHolding(tx, func(h *holdingRecord) error {
-			if h.Origin != OriginCopy {
+			if h.Record.Usage != transport.UsageClient {
 				return nil
 			}
-			return tx.Put(bucketClaims, string(h.Record.ID), &claimRecord{Source: h.Source, Time: h.Since})
+			source := h.Source
+			if h.Origin == OriginIssue {
+				source = v.device // from nowhere else
+			}
+			return tx.Put(bucketClaims, string(h.Record.ID), &claimRecord{Source: source, Time: h.Since})
 		})
 	})
 	if err != nil {
@@ -115,9 +119,12 @@ func (a *Agent) takeIn(ctx context.Context, v *vault, b *transport.Bundle, next 
 }
 
 // afterwards says what happens next, or what to do.
-func (a *Agent) afterwards(t *terminalRecord) string {
-	if t.spare() {
-		return "this device has no name yet and needs no server; to take over the keys of the terminal that it replaces, run there: kagimori keycopy offer"
+func (a *Agent) afterwards(t *terminalRecord, outcome Outcome) string {
+	switch {
+	case t.spare():
+		return "this device has no name yet and needs no server; to take over the keys of the terminal that it replaces, run there `kagimori keycopy offer`, then here `kagimori keycopy fetch HOST:PORT`"
+	case outcome == OutcomeUnchanged:
+		return fmt.Sprintf("nothing to do; how it is says: %s status", a.cfg.Program)
 	}
 	return fmt.Sprintf("the daemon now enrolls by itself at %s; watch it with: %s status", t.Servers[0], a.cfg.Program)
 }

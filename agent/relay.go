@@ -74,7 +74,7 @@ func (c credentials) Client(_ context.Context, service transport.Name) (*relay.D
 		return nil, err
 	}
 	return &relay.Dialable{
-		Certificate: found.TLS, ServerName: found.Record.ServerName, Endpoints: found.Record.Endpoints,
+		Credential: found.Record.ID, Certificate: found.TLS, ServerName: found.Record.ServerName, Endpoints: found.Record.Endpoints,
 		Roots: found.Anchors, JudgedAt: c.a.clock.Judge, Revoked: v.revocations.check,
 	}, nil
 }

@@ -199,7 +199,7 @@ func storageProblem(err error) (p *control.Problem, fatal bool) {
 		{hsm.ErrOwnerAuth, control.Storage, "clear the TPM's owner password, or set [hsm] kind = \"file\" and provision anew", false},
 		{hsm.ErrLockout, control.Storage, "wait until the TPM's lockout has passed; do not restart it again and again, that prolongs it", false},
 		{hsm.ErrReplaced, control.Storage, "put the TPM or device secret back that this state directory was made with, or move the state directory away and provision anew", false},
-		{hsm.ErrBlob, control.Storage, "the state directory was made with another [hsm] kind: correct the configuration, or move the state directory away and provision anew", false},
+		{hsm.ErrBlob, control.Storage, "if the message names a damaged file, put the right one back; if [hsm] kind was changed, change it back; else move the state directory away and provision anew", false},
 		{hsm.ErrUnsafe, control.Storage, "give the file named above to the daemon's user, mode 0600, in a directory that nobody else can write", true},
 		{hsm.ErrTimeout, control.Storage, "nothing to do at first, it is tried again; if it stays, restart the TPM by a power cycle", false},
 		{store.ErrForeign, control.Storage, "put that TPM or device secret back, or move the state directory away and provision anew", false},

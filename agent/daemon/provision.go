@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -53,6 +55,9 @@ func Provision(long, example, method string, became func(*agent.ProvisionResult)
 func readBundle(path string) ([]byte, error) {
 	const next = "name the bundle file that the management server made"
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, control.Problemf(control.BadInput, "run it with sudo, or as the user whose file it is", "%w", err)
+	}
 	if err != nil {
 		return nil, control.Problemf(control.BadInput, next, "%w", err)
 	}

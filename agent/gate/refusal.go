@@ -51,7 +51,7 @@ var advice = map[Reason]struct {
 	detail string
 }{
 	NotYetValid:     {http.StatusForbidden, "The credential is not valid yet. Wait, or set the terminal's clock."},
-	Expired:         {http.StatusForbidden, "The credential has expired. It must be renewed."},
+	Expired:         {http.StatusForbidden, "The credential has expired. It must be issued anew."},
 	Revoked:         {http.StatusForbidden, "The credential is revoked. The administrator of the management server can say why."},
 	NotReady:        {http.StatusServiceUnavailable, "The gate is not ready. Try again later."},
 	NoList:          {http.StatusServiceUnavailable, "The gate has no list of revoked credentials for this issuer and admits nobody without. Try again later."},

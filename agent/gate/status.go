@@ -108,7 +108,7 @@ func (g *Gate) certificateStatus(s *Door, at time.Time) {
 		names = append(names, ip.String())
 	}
 	s.Certificate = &CertificateStatus{Names: names, Serial: leaf.SerialNumber.Text(16), Expires: leaf.NotAfter.UTC()}
-	const renew = "the management server renews it while the gate is connected: see link in this status"
+	renew := fmt.Sprintf("have it issued anew: kagimori-server credential issue GATE --service %s", s.Service)
 	switch left := leaf.NotAfter.Sub(at); {
 	case left <= 0:
 		s.closed(control.Problemf(control.Unavailable, renew, "the gate's own certificate has expired: terminals refuse it"))

@@ -33,6 +33,8 @@ type Credentials interface {
 
 // A Dialable is a credential in use, towards one service.
 type Dialable struct {
+	// Credential is its id, for people.
+	Credential transport.Name
 	// Certificate proves who we are. Its PrivateKey may sit in a chip.
 	Certificate tls.Certificate
 	// ServerName is the name that the gate's certificate must carry.
@@ -87,7 +89,7 @@ func dialEndpoint(ctx context.Context, endpoint string, how *Dialable) (*tls.Con
 	var d net.Dialer
 	raw, err := d.DialContext(attempt, "tcp", endpoint)
 	if err == nil {
-		w := &wire{Conn: raw}
+		w := &wire{Conn: raw, shown: how.Credential}
 		c := tls.Client(w, how.tls())
 		if err = c.HandshakeContext(attempt); err == nil {
 			chain := c.ConnectionState().PeerCertificates
@@ -110,6 +112,7 @@ func dialEndpoint(ctx context.Context, endpoint string, how *Dialable) (*tls.Con
 type wire struct {
 	net.Conn
 	ended atomic.Bool
+	shown transport.Name // the credential that the gate saw
 	// standing says why the gate at the other end may not be talked to any more.
 	// It is set once the handshake is over.
 	standing func() error
@@ -162,11 +165,11 @@ func (d *Dialable) revoked(chain []*x509.Certificate) error {
 // answered. In TLS 1.3 a server refuses a client's certificate only after the
 // handshake is over for the client (RFC 8446 §4.4.2.4), so that the first read
 // tells.
-func explain(err error) error {
+func explain(credential transport.Name, err error) error {
 	op, ok := errors.AsType[*net.OpError](err)
 	switch {
 	case ok && op.Op == "remote error" && aboutCertificate(op.Err.Error()):
-		return fmt.Errorf("the gate refused this credential: %w: kagimori status shows the credential, the gate's log says why", op.Err)
+		return fmt.Errorf("the gate refused credential %s: %w: ask the administrator for kagimori-server credential show %[1]s; the gate's log says why", credential, op.Err)
 	case ok:
 		err = op.Err
 	}

@@ -232,7 +232,7 @@ type rig struct {
 // newRig starts a relay towards addr. The credential names "cred-1".
 func newRig(t testing.TB, ca *testCA, cfg Config, endpoints ...string) *rig {
 	t.Helper()
-	r := &rig{ca: ca, log: &syncBuffer{}, creds: &testCredentials{dialable: &Dialable{
+	r := &rig{ca: ca, log: &syncBuffer{}, creds: &testCredentials{dialable: &Dialable{Credential: "cr-7q3mz5xk2a",
 		Certificate: ca.client(t, "maps", "cred-1"), ServerName: gateName, Endpoints: endpoints, Roots: ca.roots(),
 	}}}
 	cfg.Service = "maps"

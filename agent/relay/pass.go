@@ -63,7 +63,7 @@ func (r *Relay) pass(local net.Conn, remote *tls.Conn) (head []byte, err error) 
 		reset(local)
 		return nil, nil
 	}
-	return p.head, explain(p.failed)
+	return p.head, explain(remote.NetConn().(*wire).shown, p.failed)
 }
 
 // enter makes a passage known to Recheck. It asks once more, since the gate may

@@ -81,7 +81,7 @@ func TestGateRefusesCredential(t *testing.T) {
 		r.creds.set(&d, nil)
 		for range 5 { // the two ends race
 			got := r.ask(t)
-			if !strings.HasPrefix(got, "HTTP/1.1 503 ") || !strings.Contains(got, "the gate refused this credential: tls: ") || !strings.Contains(got, "kagimori status") {
+			if !strings.HasPrefix(got, "HTTP/1.1 503 ") || !strings.Contains(got, "the gate refused credential cr-7q3mz5xk2a: tls: ") || !strings.Contains(got, "kagimori-server credential show cr-7q3mz5xk2a") {
 				t.Errorf("%s: got %q", name, got)
 			}
 		}
@@ -94,13 +94,19 @@ func TestGateRefusesCredential(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		body, err := io.ReadAll(res.Body)
-		if res.StatusCode != 503 || err != nil || !strings.Contains(string(body), "the gate refused this credential") {
+		if res.StatusCode != 503 || err != nil || !strings.Contains(string(body), "the gate refused credential cr-7q3mz5xk2a") {
 			t.Errorf("%s with a long body: %d %q, %v", name, res.StatusCode, body, err)
 		}
+	}
+	if s := r.relay.Status(); s.LastWhy == "" || s.LastTime.IsZero() {
+		t.Errorf("refused, and the status does not say why: %+v", s)
 	}
 	r.creds.set(&good, nil)
 	if got := r.ask(t); !strings.Contains(got, "credential cred-1 ") {
 		t.Errorf("the good one: got %q", got)
+	}
+	if s := r.relay.Status(); s.LastWhy != "" || !s.LastTime.IsZero() || s.Refused == 0 {
+		t.Errorf("it works, and the status shows an old refusal: %+v", s)
 	}
 }
 

@@ -79,7 +79,7 @@ type Status struct {
 	Active   int            `json:"active"`             // connections now
 	Relayed  uint64         `json:"relayed"`            // connections that a gate answered, since the start
 	Refused  uint64         `json:"refused"`            // connections that found none, were refused by it, or cut because it is revoked
-	LastWhy  string         `json:"last_why,omitempty"` // why the last refused one was
+	LastWhy  string         `json:"last_why,omitempty"` // why the last one was refused; empty once another got through
 	LastTime time.Time      `json:"last_time,omitzero"` // when that was
 }
 
@@ -211,10 +211,12 @@ func (r *Relay) carry(ctx context.Context, local net.Conn) {
 	}
 }
 
-// reached takes note of a connection that a gate answered.
+// reached takes note of a connection that a gate answered: what was refused
+// before it is history.
 func (r *Relay) reached() {
 	r.mu.Lock()
 	r.status.Relayed++
+	r.status.LastWhy, r.status.LastTime = "", time.Time{}
 	r.mu.Unlock()
 }
 

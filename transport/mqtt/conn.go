@@ -49,7 +49,7 @@ type Config struct {
 var (
 	// ErrRefused is a server that does not accept who we are: waiting does not
 	// help, renewing the identity or enrolling might.
-	ErrRefused = errors.New("the server refused this identity: renew it or enroll")
+	ErrRefused = errors.New("the server refused this identity")
 	// ErrBusy is a server that cannot answer now.
 	ErrBusy     = errors.New("the server is not available now: try again later")
 	ErrOverflow = errors.New("messages came faster than they were taken")

@@ -144,7 +144,7 @@ func TestDialOutcomes(t *testing.T) {
 		says  string
 	}{
 		"version":                 {say(0x20, 2, 0, 1), ErrProtocol, "3.1.1"},
-		"id":                      {say(0x20, 2, 0, 2), ErrRefused, "renew it or enroll"},
+		"id":                      {say(0x20, 2, 0, 2), ErrRefused, "refused this identity"},
 		"unavailable":             {say(0x20, 2, 0, 3), ErrBusy, "later"},
 		"password":                {say(0x20, 2, 0, 4), ErrRefused, ""},
 		"not authorised":          {say(0x20, 2, 0, 5), ErrRefused, ""},

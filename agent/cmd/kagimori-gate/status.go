@@ -72,7 +72,10 @@ func next(w io.Writer, what string) {
 }
 
 func who(a *agent.Status) any {
-	if a.Kind == "" {
+	switch {
+	case !a.Keys.Open:
+		return verb.Warn("not known while the keys are not available")
+	case a.Kind == "":
 		return verb.Warn("not provisioned")
 	}
 	return fmt.Sprintf("%s of deployment %s, guards service %s", a.Terminal, a.Deployment, a.Service)

@@ -35,14 +35,14 @@ func credentialVerbs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return verb.Print(cmd, all, func(w io.Writer) { showCredentials(w, all) })
+			return verb.Print(cmd, agent.CredentialPage{Credentials: all}, func(w io.Writer) { showCredentials(w, all) })
 		},
 	}
 	show := &cobra.Command{
 		Use:     "show ID",
 		Short:   "Show one credential and its certificate",
 		Long:    "Shows one credential, with what its certificate says and the certificate\nitself. The private key is never shown.",
-		Example: "  kagimori credential show maps-nav-001",
+		Example: "  kagimori credential show cr-7q3mz5xk2a",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := verb.Dial(cmd)
 			if err != nil {
@@ -99,10 +99,10 @@ func showCredential(w io.Writer, d *agent.CredentialDetail) {
 	verb.Fields(w,
 		"id", d.ID, "kind", d.Kind, "service", d.Service, "subject", d.Subject, "usage", d.Usage, "state", state(c),
 		"valid from", verb.Time(d.NotBefore), "expires", verb.Time(d.Expires)+", in "+days(d.Remaining),
-		"when replaced", d.Transfer, "only in the chip", d.ChipOnly,
+		"transfer", d.Transfer, "chip only", d.ChipOnly,
 		"origin", origin(c), "here since", verb.Time(d.Since), "reported", reported(c),
 		"reached at", strings.Join(d.Endpoints, ", "), "service name", d.ServerName, "trusted roots", strings.Join(d.Anchors, "; "),
-		"certificate", d.Serial, "issued by", d.Issuer, "names", strings.Join(d.Names, ", "), "key", d.Algorithm)
+		"serial", d.Serial, "issued by", d.Issuer, "names", strings.Join(d.Names, ", "), "key", d.Algorithm)
 	fmt.Fprint(w, d.Certificate)
 }
 

@@ -40,9 +40,9 @@ If the login is lost the offer stands until its time is over; "kagimori keycopy
 disarm" ends it.
 
 This terminal keeps its keys: it is a copy.`,
-		Example: "  kagimori keycopy offer\n  kagimori keycopy offer --credential maps-nav-001 --credential tiles-nav-001",
+		Example: "  kagimori keycopy offer\n  kagimori keycopy offer --credential cr-7q3mz5xk2a --credential cr-b4w9tn6rjd",
 	}
-	ids := cmd.Flags().StringArray("credential", nil, "offer only this credential (may be repeated)")
+	ids := cmd.Flags().StringArray("credential", nil, "offer only the credential with this `ID` (may be repeated)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := verb.Dial(cmd)
 		if err != nil {
@@ -110,6 +110,9 @@ func armed(show *verb.Progress, reader *control.Reader, ev agent.KeycopyEvent) e
 	for _, h := range ev.Held {
 		fmt.Fprintf(&b, "  not %s: %s\n", h.ID, h.Reason)
 	}
+	if ev.Warning != "" {
+		fmt.Fprintf(&b, "  warning: %s\n", ev.Warning)
+	}
 	fmt.Fprintf(&b, "\n    operator code    %s\n\n", string([]byte(code)))
 	fmt.Fprintf(&b, "Type it on the new terminal, within %s:\n", spell(ev.Seconds))
 	for _, address := range reachable(ev.Listen) {
@@ -172,7 +175,7 @@ credentials to this one. The code is read from the terminal without echo, or
 else as one line of standard input.`,
 		Example: "  kagimori keycopy fetch 192.0.2.7:8885",
 	}
-	ids := cmd.Flags().StringArray("credential", nil, "copy only this credential (may be repeated)")
+	ids := cmd.Flags().StringArray("credential", nil, "copy only the credential with this `ID` (may be repeated)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if _, _, err := net.SplitHostPort(args[0]); err != nil {
 			return control.Problemf(control.Usage, "give it as the old terminal shows it, for example 192.0.2.7:8885", "%q is not HOST:PORT", args[0])
@@ -219,7 +222,7 @@ func fetch(cmd *cobra.Command, c *control.Client, in agent.FetchParams) error {
 func disarmVerb() *cobra.Command {
 	return &cobra.Command{
 		Use:     "disarm",
-		Short:   "On the old terminal: destroy the code that is in force",
+		Short:   "On the old terminal: destroy the code of the offer that stands",
 		Long:    "Destroys the operator code of an offer, for example one whose login was lost.",
 		Example: "  kagimori keycopy disarm",
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -47,8 +47,9 @@ func TestOfferAsSeen(t *testing.T) {
 	}
 	ev := agent.KeycopyEvent{
 		Step: "armed", Code: sealed, Listen: "192.0.2.7:8885", Seconds: 300, Items: 3,
-		Keys: []agent.KeycopyKey{{ID: "maps-1", Service: "maps"}, {ID: "tiles-1", Service: "tiles"}},
-		Held: []agent.KeycopyHeld{{ID: "own-1", Reason: "it may not leave its terminal"}},
+		Keys:    []agent.KeycopyKey{{ID: "maps-1", Service: "maps"}, {ID: "tiles-1", Service: "tiles"}},
+		Held:    []agent.KeycopyHeld{{ID: "own-1", Reason: "it may not leave its terminal"}},
+		Warning: "the server does not accept this terminal",
 	}
 	got := shown(t, false, func(p *verb.Progress) error { return armed(p, reader, ev) })
 	const want = `To be copied to the new terminal; this one keeps them:
@@ -56,6 +57,7 @@ func TestOfferAsSeen(t *testing.T) {
     tiles-1  (service tiles)
     and 1 more
   not own-1: it may not leave its terminal
+  warning: the server does not accept this terminal
 
     operator code    123 456 782
 

@@ -147,14 +147,18 @@ func TestVerbs(t *testing.T) {
 	if s.Kind != transport.BundleSpare || s.Deployment != "demo" || s.Device == nil || !s.Keys.Open || len(s.Relays) != 1 {
 		t.Errorf("status %+v", s)
 	}
-	if out := b.must("", "credential", "list", "--json"); strings.TrimSpace(out) != "[]" {
+	if out := b.must("", "credential", "list", "--json"); strings.Join(strings.Fields(out), "") != `{"credentials":[]}` {
 		t.Errorf("credential list: %s", out)
 	}
 	if out := b.must("", "credential", "list"); !strings.Contains(out, "keycopy fetch") {
 		t.Errorf("an empty list says what to do:\n%s", out)
 	}
-	if out := b.must("", "relay", "list"); !strings.Contains(out, "maps") {
+	if out := b.must("", "relay", "list"); !strings.Contains(out, "maps") || !strings.Contains(out, "  -  ") {
 		t.Errorf("relay list:\n%s", out)
+	}
+	var page agent.RelayPage
+	if err := json.Unmarshal([]byte(b.must("", "relay", "list", "--json")), &page); err != nil || len(page.Relays) != 1 {
+		t.Errorf("relay list --json: %+v, %v", page, err)
 	}
 	b.fails(control.NotFound, "holds no credential maps-1", "", "credential", "show", "maps-1")
 	b.fails(control.BadInput, "a name is", "", "credential", "show", "Maps 1")

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -25,7 +27,7 @@ func relayVerbs() *cobra.Command {
 			if err := c.Call(cmd.Context(), "com.kagimori.agent.RelayList", nil, &page); err != nil {
 				return err
 			}
-			return verb.Print(cmd, page.Relays, func(w io.Writer) { showRelays(w, page.Relays) })
+			return verb.Print(cmd, page, func(w io.Writer) { showRelays(w, page.Relays) })
 		},
 	}
 	return verb.Group("relay", "Relays: local ports to services", "Local ports and sockets through which unchanged programs use credentials.", list)
@@ -41,9 +43,9 @@ func showRelays(w io.Writer, relays []agent.RelayStatus) {
 		case r.Credential == "":
 			state = verb.Warn(r.Error)
 		case r.Error != "":
-			state = verb.Warn("last refusal: " + r.Error)
+			state = verb.Warn(fmt.Sprintf("last refusal %s: %s", verb.Time(r.ErrorTime), r.Error))
 		}
-		t.Row(r.Service, r.Listen, r.Credential, r.Active, r.Relayed, r.Refused, state)
+		t.Row(r.Service, r.Listen, cmp.Or(string(r.Credential), "-"), r.Active, r.Relayed, r.Refused, state)
 	}
 	t.Flush("no relays; add a [[relay]] to the configuration and restart the daemon")
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -53,7 +54,7 @@ func showStatus(w io.Writer, s *agent.Status) {
 		fields = append(fields, "key copy", keycopyLine(s.Keycopy))
 	}
 	verb.Fields(w, fields...)
-	for _, next := range []string{s.Keys.Next, s.Link.Next} {
+	for _, next := range []string{s.Keys.Next, s.Link.Next, s.Credentials.Next} {
 		if next != "" {
 			fmt.Fprintf(w, "  next: %s\n", next)
 		}
@@ -90,7 +91,9 @@ func link(s *agent.Status) any {
 		return verb.Good(text + " since " + verb.Time(l.Since))
 	case agent.LinkSpare:
 		return "none: a spare device needs none"
-	case agent.LinkUnprovisioned, agent.LinkStarting:
+	case agent.LinkUnprovisioned:
+		return verb.Warn("not known before a bundle is taken in")
+	case agent.LinkStarting:
 		return verb.Warn(text)
 	}
 	if l.Error != "" {
@@ -111,6 +114,9 @@ func clock(s *agent.Status) any {
 }
 
 func credentials(s *agent.Status) any {
+	if !s.Keys.Open {
+		return verb.Warn("not known while the keys are not available")
+	}
 	c := &s.Credentials
 	text := fmt.Sprintf("%d, %d usable", c.Total, c.Usable)
 	if c.Pending > 0 {
@@ -118,6 +124,13 @@ func credentials(s *agent.Status) any {
 	}
 	if c.Unreported > 0 {
 		text += fmt.Sprintf(", %d not yet reported to the server", c.Unreported)
+	}
+	var expired []string
+	for _, e := range c.Expired {
+		expired = append(expired, fmt.Sprintf("%s (%s) expired %s", e.ID, e.Service, verb.Time(e.Since)))
+	}
+	if len(expired) > 0 {
+		text += "; " + strings.Join(expired, ", ")
 	}
 	if c.NextID != "" {
 		text += fmt.Sprintf("; %s expires first, %s", c.NextID, verb.Time(c.NextExpiry))
@@ -158,9 +171,11 @@ func keycopyLine(k *agent.KeycopyStatus) any {
 	text := "no offer stands"
 	switch {
 	case k.Offer != "none":
-		text = fmt.Sprintf("%s at %s, code good for %s", k.Offer, k.Listen, time.Duration(k.Seconds)*time.Second)
+		text = fmt.Sprintf("an offer stands at %s, its code is good for %s", k.Listen, time.Duration(k.Seconds)*time.Second)
 	case k.Locked > 0:
 		return verb.Bad(fmt.Sprintf("locked for %s after wrong operator codes", time.Duration(k.Locked)*time.Second))
+	case k.LockedFetch > 0:
+		return verb.Bad(fmt.Sprintf("this terminal takes no operator code for %s, after wrong ones", time.Duration(k.LockedFetch)*time.Second))
 	}
 	if k.Last != "" {
 		text += fmt.Sprintf("; %s: %s", verb.Time(k.LastAt), k.Last)
