@@ -15,8 +15,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/netutil"
-
 	"github.com/kagimori/kagimori/server/ca"
 	"github.com/kagimori/kagimori/server/store"
 )
@@ -25,8 +23,10 @@ import (
 // (RFC 5280 §4.2.1.13 asks for http), and /healthz. Nothing else is here.
 
 const (
-	httpConnections = 256     // at once; more wait in the kernel
+	httpConnections = 256     // at once
+	httpFrom        = 16      // of them from one address
 	httpHeader      = 8 << 10 // bytes of a request's header
+	httpHeaderRead  = 3 * time.Second
 	httpRead        = 10 * time.Second
 	httpWrite       = 30 * time.Second
 	httpIdle        = 30 * time.Second
@@ -40,8 +40,9 @@ const (
 )
 
 func (s *Server) serveHTTP(ctx context.Context, l net.Listener) error {
+	door := newWebDoor(l)
 	h := &http.Server{
-		Handler: s, ReadHeaderTimeout: httpRead, ReadTimeout: httpRead, WriteTimeout: httpWrite, IdleTimeout: httpIdle,
+		Handler: door.busy(s), ConnContext: door.remember, ReadHeaderTimeout: httpHeaderRead, ReadTimeout: httpRead, WriteTimeout: httpWrite, IdleTimeout: httpIdle,
 		MaxHeaderBytes: httpHeader, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 	stopped := make(chan error, 1)
@@ -54,7 +55,7 @@ func (s *Server) serveHTTP(ctx context.Context, l net.Listener) error {
 		}
 		stopped <- err
 	})
-	err := h.Serve(netutil.LimitListener(l, httpConnections))
+	err := h.Serve(door)
 	if !stop() {
 		return <-stopped
 	}
