@@ -71,7 +71,17 @@ func (s *Server) commandResult(ctx context.Context, ses *session, m *transport.C
 // settleIssue ends a credential that its terminal did not take: nobody has the
 // key, or nobody may use it. It names the issuer whose list has changed.
 func (s *Server) settleIssue(tx *store.Tx, c store.Command, state transport.CommandState) (revoked []string, err error) {
-	if c.Kind != transport.CommandIssue || (state == transport.CommandDone && c.Serial != nil) {
+	if c.Kind != transport.CommandIssue {
+		return nil, nil
+	}
+	record, err := tx.Credential(c.Credential)
+	if err != nil {
+		return nil, err
+	}
+	if renews(record, c) {
+		return s.settleRenewal(tx, record, c, state)
+	}
+	if state == transport.CommandDone && c.Serial != nil {
 		return nil, nil
 	}
 	if err := tx.SetCredential(c.Credential, store.CredentialRefused, operationIssue); err != nil {
@@ -81,6 +91,18 @@ func (s *Server) settleIssue(tx *store.Tx, c store.Command, state transport.Comm
 		return nil, err
 	}
 	issuer, err := revokeCredential(tx, c.Credential, ca.ReasonCessationOfOperation)
+	if err != nil || issuer == "" {
+		return nil, err
+	}
+	return []string{issuer}, s.relist(tx, issuer)
+}
+
+// settleRenewal records a renewal, or leaves the credential as it was.
+func (s *Server) settleRenewal(tx *store.Tx, record store.Credential, c store.Command, state transport.CommandState) (revoked []string, err error) {
+	if state == transport.CommandDone && c.Serial != nil {
+		return nil, renewed(tx, record, c)
+	}
+	issuer, err := notRenewed(tx, record, c)
 	if err != nil || issuer == "" {
 		return nil, err
 	}

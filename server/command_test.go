@@ -162,7 +162,8 @@ func TestOrdersThatMakeNoSense(t *testing.T) {
 	refused(control.BadInput, with(func(in *CredentialIssueParams) { in.Service = "" }))
 	refused(control.BadInput, with(func(in *CredentialIssueParams) { in.Subject = "Not A Name" }))
 	refused(control.BadInput, with(func(in *CredentialIssueParams) { in.Transfer = "sell" }))
-	refused(control.BadInput, with(func(in *CredentialIssueParams) { in.Terminal = "gate-maps" }))
+	refused(control.Conflict, with(func(in *CredentialIssueParams) { in.Terminal = "gate-maps" })) // ordered already
+	refused(control.BadInput, with(func(in *CredentialIssueParams) { in.Terminal, in.Subject = "gate-maps", "other" }))
 	refused(control.Conflict, with(func(in *CredentialIssueParams) { in.Terminal = "nav-003" }))
 	refused(control.Conflict, with(func(in *CredentialIssueParams) { in.Terminal = "nav-001" }))                       // ordered already
 	refused(control.Conflict, with(func(in *CredentialIssueParams) { in.Terminal = "nav-001"; in.Subject = "other" })) // one per pair

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/kagimori/kagimori/server/store"
 	"github.com/kagimori/kagimori/transport"
@@ -32,8 +33,10 @@ func (s *Server) controlInterface() control.Interface {
 			In: SpareAddParams{}, Out: BundleReply{}, Handle: s.spareAdd},
 		{Name: "GateAdd", Doc: "Adds a service and expects its gate, whose bundle it makes.", Class: control.Admin,
 			In: GateAddParams{}, Out: BundleReply{}, Handle: s.gateAdd},
-		{Name: "CredentialIssue", Doc: "Orders a terminal to get a credential; with wait, follows the order to its end.", Class: control.Admin,
+		{Name: "CredentialIssue", Doc: "Orders a terminal to get a credential, new or again; with wait, follows the order to its end.", Class: control.Admin,
 			In: CredentialIssueParams{}, Out: OrderProgress{}, Stream: true, Handle: s.credentialIssue},
+		{Name: "CredentialRevoke", Doc: "Ends a credential for good, whoever holds it, and tells gates.", Class: control.Admin,
+			In: NameParams{}, Out: CredentialRevoked{}, Handle: s.credentialRevoke},
 		{Name: "CredentialList", Doc: "Lists management records, page by page.", Class: control.Read,
 			In: ListParams{}, Out: CredentialPage{}, Handle: s.credentialList},
 		{Name: "CredentialShow", Doc: "Shows a management record with present and former holders.", Class: control.Read,
@@ -56,8 +59,8 @@ type ListParams struct {
 	Filter map[string]string `json:"filter,omitempty"`
 }
 
-func (p ListParams) query() store.Query {
-	return store.Query{Sort: p.Sort, Desc: p.Desc, Limit: p.Limit, After: p.After, Filter: p.Filter}
+func (p ListParams) query(now time.Time) store.Query {
+	return store.Query{Sort: p.Sort, Desc: p.Desc, Limit: p.Limit, After: p.After, Filter: p.Filter, Now: now}
 }
 
 // caller names who calls in rows and in the audit log.
@@ -73,7 +76,7 @@ func problem(err error) error {
 	}
 	switch {
 	case errors.Is(err, store.ErrQuery):
-		return control.Problemf(control.BadInput, "ask by one of the columns named", "%w", err)
+		return control.Problemf(control.BadInput, "ask by one of those named", "%w", err)
 	case errors.Is(err, store.ErrWrite):
 		return control.Problemf(control.Storage, "check that the disk is not full or read-only, then try again", "%w", err)
 	case errors.Is(err, store.ErrClosed):

@@ -16,8 +16,9 @@ import (
 // What is done to a credential, as its management record says (req: L1). The
 // origins of a holding, copy and move, are operations too.
 const (
-	operationIssue  = "issue"
-	operationRevoke = "revoke"
+	operationIssue    = "issue"
+	operationRevoke   = "revoke"
+	operationWithdraw = "withdraw" // the order was taken back before it was obeyed
 )
 
 // order is a command to issue with all that a certificate for it needs.
@@ -133,11 +134,17 @@ func (s *Server) certify(r *ca.Request, o order, now time.Time) (ca.Issued, erro
 func (s *Server) putCredential(tx *store.Tx, ses *session, o order, i ca.Issued, r *ca.Request) (store.Certificate, error) {
 	id := o.order.Credential
 	c := store.Certificate{Serial: i.Serial, Issuer: i.Issuer, Credential: id, Device: ses.device, DER: i.Chain[0], NotAfter: i.NotAfter}
-	if err := errors.Join(tx.AddCertificate(c), tx.CommandIssued(o.command.ID, i.Serial), tx.CredentialIssued(id, i.Serial, i.NotAfter)); err != nil {
+	if err := errors.Join(tx.AddCertificate(c), tx.CommandIssued(o.command.ID, i.Serial)); err != nil {
 		return c, err
 	}
-	if _, err := tx.PutHolding(store.Holding{Credential: id, Device: ses.device, Terminal: ses.terminal, Since: tx.By().At, Origin: store.OriginIssue}); err != nil {
+	if record, err := tx.Credential(id); err != nil {
 		return c, err
+	} else if record.State == store.CredentialOrdered { // a renewal is recorded when the terminal has it
+		h := store.Holding{Credential: id, Device: ses.device, Terminal: ses.terminal, Since: tx.By().At, Origin: store.OriginIssue, Serial: i.Serial}
+		_, err := tx.PutHolding(h)
+		if err := errors.Join(err, tx.CredentialIssued(id, i.Serial, i.NotAfter)); err != nil {
+			return c, err
+		}
 	}
 	return c, tx.Audit("credential.issue", string(id), fmt.Sprintf("service %s terminal %s device %s serial %s", o.order.Service, ses.terminal, ses.device, serialText(i.Serial)))
 }
@@ -164,7 +171,7 @@ func (s *Server) credentialClaim(ctx context.Context, ses *session, m *transport
 		if err != nil {
 			return err
 		}
-		leaf, refused, err := claimProven(tx, ses, m, c)
+		proven, refused, err := claimProven(tx, ses, m, c)
 		if why = refused; why != "" || err != nil {
 			return err
 		}
@@ -173,7 +180,7 @@ func (s *Server) credentialClaim(ctx context.Context, ses *session, m *transport
 			return err
 		}
 		reply.ServerName, reply.Endpoints, reply.Anchors = service.DNS[0], service.Endpoints, [][]byte{s.ca.Certificate(ca.Root).Raw}
-		return putClaim(tx, ses, m, c, leaf.NotBefore)
+		return putClaim(tx, ses, m, c, proven)
 	})
 	if err != nil {
 		return outcome{}, err
@@ -189,43 +196,60 @@ func (s *Server) claimRefused(ses *session, m *transport.CredentialClaim, why st
 	return refusal(transport.FaultRefused, "")
 }
 
-// claimProven says why a claim is refused, or nothing, and then whose
-// certificate it is.
-func claimProven(tx *store.Tx, ses *session, m *transport.CredentialClaim, c store.Credential) (leaf *x509.Certificate, why string, err error) {
-	if c.State != store.CredentialActive || c.Serial == nil {
-		return nil, "the credential is " + string(c.State), nil
+// claimed is the certificate that a claim has proven.
+type claimed struct {
+	store.Certificate
+	leaf *x509.Certificate
+}
+
+// claimProven says why a claim is refused, or nothing, and then what it has
+// proven: a copy may be of a key that was renewed meanwhile.
+func claimProven(tx *store.Tx, ses *session, m *transport.CredentialClaim, c store.Credential) (proven claimed, why string, err error) {
+	if c.State != store.CredentialActive {
+		return proven, "the credential is " + string(c.State), nil
 	}
-	certificate, err := tx.Certificate(c.Serial)
+	list, err := tx.CertificatesOf(c.ID)
 	if err != nil {
-		return nil, "", err
+		return proven, "", err
 	}
-	if leaf, err = x509.ParseCertificate(certificate.DER); err != nil {
-		return nil, "", fmt.Errorf("read certificate %s: %w", serialText(c.Serial), err)
-	}
-	public, ok := leaf.PublicKey.(*ecdsa.PublicKey)
 	digest := transport.ClaimDigest(m.Nonce, ses.device, c.ID)
-	if !ok || !ecdsa.VerifyASN1(public, digest[:], m.Signature) {
-		return nil, "the signature is not by the credential's key over this nonce and device", nil
+	for _, x := range list {
+		leaf, err := x509.ParseCertificate(x.DER)
+		if err != nil {
+			return proven, "", fmt.Errorf("read certificate %s: %w", serialText(x.Serial), err)
+		}
+		public, ok := leaf.PublicKey.(*ecdsa.PublicKey)
+		if !ok || !ecdsa.VerifyASN1(public, digest[:], m.Signature) {
+			continue
+		}
+		if c.Transfer == transport.TransferNever && x.Device != ses.device {
+			return proven, "this credential must never travel, and here it is on another device", nil
+		}
+		return claimed{x, leaf}, "", nil
 	}
-	if c.Transfer == transport.TransferNever && certificate.Device != ses.device {
-		return nil, "this credential must never travel, and here it is on another device", nil
-	}
-	return leaf, "", nil
+	return proven, "the signature is not by a key of the credential over this nonce and device", nil
 }
 
 // putClaim records the holding. The terminal knows best since when it has it,
-// unless its clock is ahead or says a time before the certificate was made.
-func putClaim(tx *store.Tx, ses *session, m *transport.CredentialClaim, c store.Credential, earliest time.Time) error {
-	h := store.Holding{Credential: c.ID, Device: ses.device, Terminal: ses.terminal, Since: tx.By().At, Origin: store.OriginCopy, Source: m.Source}
-	if c.Transfer == transport.TransferMove {
+// unless its clock is ahead or says a time before the certificate was made. A
+// device that claims what was issued to it comes back after its removal.
+func putClaim(tx *store.Tx, ses *session, m *transport.CredentialClaim, c store.Credential, proven claimed) error {
+	h := store.Holding{Credential: c.ID, Device: ses.device, Terminal: ses.terminal, Since: tx.By().At, Origin: store.OriginCopy, Source: m.Source, Serial: proven.Serial}
+	switch {
+	case proven.Device == ses.device:
+		h.Origin, h.Source = store.OriginIssue, transport.DeviceID{}
+	case c.Transfer == transport.TransferMove:
 		h.Origin = store.OriginMove
 	}
-	if at := time.Unix(m.Time, 0); at.After(earliest) && at.Before(h.Since) {
+	if at := time.Unix(m.Time, 0); at.After(proven.leaf.NotBefore) && at.Before(h.Since) {
 		h.Since = at
 	}
 	changed, err := tx.PutHolding(h)
 	if err != nil || !changed {
 		return err
+	}
+	if h.Origin == store.OriginIssue {
+		return tx.Audit("credential.claim", string(c.ID), fmt.Sprintf("terminal %s device %s has it still", ses.terminal, ses.device))
 	}
 	return errors.Join(tx.SetCredential(c.ID, c.State, string(h.Origin)),
 		tx.Audit("credential."+string(h.Origin), string(c.ID), fmt.Sprintf("to terminal %s device %s from device %s", ses.terminal, ses.device, m.Source)))

@@ -29,14 +29,14 @@ func (s *Server) withHolders(tx *store.Tx, c store.Credential, former bool) (Cre
 		if !h.Active && !former {
 			continue
 		}
-		holder := HolderInfo{Terminal: h.Terminal, Device: h.Device, Since: h.Since, Origin: h.Origin, Active: h.Active}
+		holder := HolderInfo{Terminal: h.Terminal, Device: h.Device, Since: h.Since, Origin: h.Origin, Expires: h.Expires, Active: h.Active}
 		if h.Source != (transport.DeviceID{}) {
 			holder.Source = &h.Source
 		}
 		i.Holders = append(i.Holders, holder)
-		i.InForce = i.InForce || h.Active
+		i.InForce = i.InForce || h.Active && s.cfg.Now().Before(h.Expires)
 	}
-	i.InForce = i.InForce && c.State == store.CredentialActive && s.cfg.Now().Before(c.Expires)
+	i.InForce = i.InForce && c.State == store.CredentialActive
 	i.Ordered, err = tx.OrderedOf(c.ID)
 	if errors.Is(err, store.ErrNotFound) {
 		err = nil
@@ -51,7 +51,7 @@ func (s *Server) credentialList(ctx context.Context, call *control.Call) error {
 	}
 	out := CredentialPage{Credentials: []CredentialInfo{}}
 	err := s.store.View(ctx, func(tx *store.Tx) error {
-		list, next, err := tx.Credentials(in.query())
+		list, next, err := tx.Credentials(in.query(s.cfg.Now()))
 		if err != nil {
 			return err
 		}

@@ -17,7 +17,7 @@ type CredentialIssueParams struct {
 	Terminal string `json:"terminal"`
 	Service  string `json:"service"`
 	Subject  string `json:"subject,omitempty"`  // default: the terminal's name
-	Transfer string `json:"transfer,omitempty"` // copy (default), move or never
+	Transfer string `json:"transfer,omitempty"` // copy (default), move or never; a renewal keeps what it was
 	ChipOnly bool   `json:"chip_only,omitempty"`
 	Wait     bool   `json:"wait,omitempty"` // follow the order to its end
 }
@@ -32,6 +32,9 @@ type OrderProgress struct {
 	State      string         `json:"state"`
 	Detail     string         `json:"detail,omitempty"`
 	Connected  bool           `json:"connected"` // the terminal is there now
+	Renewal    bool           `json:"renewal"`   // of a credential that there was
+	// Notes are what the caller should know besides.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // CredentialInfo is a management record (req: L1).
@@ -60,6 +63,7 @@ type HolderInfo struct {
 	Since    time.Time           `json:"since"`
 	Origin   store.Origin        `json:"origin"`
 	Source   *transport.DeviceID `json:"source,omitempty"` // the device that it was copied from
+	Expires  time.Time           `json:"expires,omitzero"` // of the certificate that it has
 	Active   bool                `json:"active"`
 }
 
@@ -91,14 +95,22 @@ func (s *Server) newCredentialID() transport.Name {
 
 // order adds a credential and the command that tells a terminal to get it.
 func (s *Server) order(tx *store.Tx, terminal transport.Name, o transport.CredentialOrder) (id transport.ID, err error) {
+	err = tx.AddCredential(store.Credential{ID: o.Credential, Kind: transport.KindCertificate, Service: o.Service, Subject: o.Subject,
+		Usage: o.Usage, Transfer: o.Transfer, ChipOnly: o.ChipOnly, Operation: operationIssue})
+	if err != nil {
+		return id, err
+	}
+	return s.tell(tx, terminal, o)
+}
+
+// tell adds the command that tells a terminal to get a credential that there is.
+func (s *Server) tell(tx *store.Tx, terminal transport.Name, o transport.CredentialOrder) (id transport.ID, err error) {
 	body, err := transport.Marshal(o)
 	if err != nil {
 		return id, err
 	}
 	id = transport.NewID(s.cfg.Random)
 	return id, errors.Join(
-		tx.AddCredential(store.Credential{ID: o.Credential, Kind: transport.KindCertificate, Service: o.Service, Subject: o.Subject,
-			Usage: o.Usage, Transfer: o.Transfer, ChipOnly: o.ChipOnly, Operation: operationIssue}),
 		tx.AddCommand(store.Command{ID: id, Terminal: terminal, Kind: transport.CommandIssue, Credential: o.Credential, Body: body}),
 		tx.Audit("credential.order", string(o.Credential), fmt.Sprintf("service %s subject %s terminal %s", o.Service, o.Subject, terminal)))
 }
@@ -109,23 +121,29 @@ func (s *Server) credentialIssue(ctx context.Context, call *control.Call) error 
 	if err := call.Params(&in); err != nil {
 		return err
 	}
-	o, err := s.parseOrder(in)
+	given, err := s.parseOrder(in)
 	if err != nil {
 		return err
 	}
 	terminal := transport.Name(in.Terminal)
-	var id transport.ID
+	p := OrderProgress{Terminal: terminal, Service: given.Service, State: string(store.CommandPending)}
 	err = s.change(ctx, call, func(tx *store.Tx) (outcome, error) {
-		if err := mayIssue(tx, in, o); err != nil {
+		o, renewal, err := s.mayIssue(tx, in, given)
+		if err != nil {
 			return outcome{}, err
 		}
-		id, err = s.order(tx, terminal, o)
+		add := s.order
+		if renewal {
+			add = s.tell
+		}
+		p.Credential, p.Renewal, p.Notes = o.Credential, renewal, orderNotes(o)
+		p.Command, err = add(tx, terminal, o)
 		return outcome{wake: []transport.Name{terminal}}, err
 	})
 	if err != nil {
 		return err
 	}
-	p := OrderProgress{Credential: o.Credential, Command: id, Terminal: terminal, Service: o.Service, State: string(store.CommandPending), Connected: s.connected(terminal)}
+	p.Connected = s.connected(terminal)
 	if !in.Wait {
 		return call.Reply(p)
 	}
@@ -182,42 +200,47 @@ func (s *Server) parseOrder(in CredentialIssueParams) (o transport.CredentialOrd
 	return o, nil
 }
 
+// orderNotes are what is not obvious about an order.
+func orderNotes(o transport.CredentialOrder) (notes []string) {
+	if o.Transfer == transport.TransferMove {
+		notes = append(notes, fmt.Sprintf("%s may be moved and not copied, and this version cannot move credentials yet: until it can, %s stays on its terminal; order it with transfer copy if a replacement must take it over",
+			o.Credential, o.Credential))
+	}
+	return notes
+}
+
 // mayIssue refuses what makes no sense: one credential per terminal and
-// service (req: L6), one in force per place at a service.
-func mayIssue(tx *store.Tx, in CredentialIssueParams, o transport.CredentialOrder) error {
+// service (req: L6), one in force per place at a service. It completes the
+// order, and says whether it renews a credential that there is.
+func (s *Server) mayIssue(tx *store.Tx, in CredentialIssueParams, o transport.CredentialOrder) (transport.CredentialOrder, bool, error) {
 	x, err := findTerminal(tx, in.Terminal)
 	if err != nil {
-		return err
+		return o, false, err
 	}
-	switch {
-	case x.State == store.TerminalRemoved:
-		return control.Problemf(control.Conflict, fmt.Sprintf("bring it back first: kagimori-server terminal reenroll %s", x.Name), "terminal %s is removed", x.Name)
-	case x.Kind != store.KindTerminal:
-		return control.Problemf(control.BadInput, "name a terminal; a gate gets what it needs by itself", "%s is a gate", x.Name)
+	if x.State == store.TerminalRemoved {
+		return o, false, control.Problemf(control.Conflict, fmt.Sprintf("bring it back first: kagimori-server terminal reenroll %s", x.Name), "terminal %s is removed", x.Name)
 	}
-	if _, err := tx.Service(o.Service); errors.Is(err, store.ErrNotFound) {
-		return control.Problemf(control.NotFound, fmt.Sprintf("add it first: kagimori-server gate add %s --dns NAME", o.Service), "there is no service %q", o.Service)
-	} else if err != nil {
-		return err
+	service, err := tx.Service(o.Service)
+	if errors.Is(err, store.ErrNotFound) {
+		return o, false, control.Problemf(control.NotFound, fmt.Sprintf("add it first: kagimori-server gate add %s --dns NAME", o.Service), "there is no service %q", o.Service)
 	}
-	for _, state := range []store.CredentialState{store.CredentialOrdered, store.CredentialActive} {
-		list, _, err := tx.Credentials(store.Query{Filter: map[string]string{"terminal": string(x.Name), "service": string(o.Service),
-			"usage": string(o.Usage), "state": string(state)}})
-		if err != nil {
-			return err
+	if err != nil {
+		return o, false, err
+	}
+	if x.Kind == store.KindGate {
+		if in.Service != string(x.Service) || in.Subject != "" || in.Transfer != "" || in.ChipOnly {
+			return o, false, control.Problemf(control.BadInput, fmt.Sprintf("name a terminal; what the gate itself shows is renewed with: kagimori-server credential issue %s --service %s", x.Name, x.Service),
+				"%s is the gate of %s", x.Name, x.Service)
 		}
-		if len(list) > 0 {
-			return control.Problemf(control.Conflict, "see: kagimori-server credential show "+string(list[0].ID),
-				"terminal %s has a credential for %s already: %s (%s)", x.Name, o.Service, list[0].ID, state)
-		}
+		o.Usage, o.Subject, o.DNS, o.Transfer = transport.UsageServer, x.Name, service.DNS, transport.TransferNever
 	}
-	c, err := tx.CredentialAt(o.Service, o.Subject, o.Usage)
-	if err == nil {
-		return control.Problemf(control.Conflict, "choose another place with --subject, or see: kagimori-server credential show "+string(c.ID),
-			"%s is in use at service %s by %s (%s)", o.Subject, o.Service, c.ID, c.State)
+	c, found, err := s.orderedBefore(tx, in, o)
+	if err != nil || !found {
+		return o, false, err
 	}
-	if !errors.Is(err, store.ErrNotFound) {
-		return err
+	if err := s.mayRenew(tx, x, c, in); err != nil {
+		return o, false, err
 	}
-	return nil
+	o.Credential, o.Subject, o.Transfer, o.ChipOnly = c.ID, c.Subject, c.Transfer, c.ChipOnly
+	return o, true, nil
 }

@@ -149,9 +149,11 @@ func (s *Server) gateAgain(tx *store.Tx, x store.Terminal) (out outcome, err err
 	case c.State == store.CredentialOrdered:
 		return out, nil // the order waits for whoever enrolls
 	default:
-		if _, out.settled, err = withdraw(tx, x.Name, "the gate is to enroll anew"); err != nil {
+		w, err := withdraw(tx, x.Name, "the gate is to enroll anew")
+		if err != nil {
 			return out, err
 		}
+		out.settled = w.settled
 		issuer, err := s.endCredential(tx, c.ID, ca.ReasonSuperseded)
 		if err := errors.Join(err, tx.EndHoldingsOf(c.ID), s.relist(tx, issuer)); err != nil {
 			return out, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/kagimori/kagimori/server/ca"
 	"github.com/kagimori/kagimori/server/store"
@@ -17,6 +18,7 @@ import (
 // use it.
 type TerminalRemoved struct {
 	Name      transport.Name   `json:"name"`
+	Enrolled  bool             `json:"enrolled"`  // it had an identity, which is revoked
 	Withdrawn []transport.Name `json:"withdrawn"` // credentials ordered and not yet there
 	Revoked   []transport.Name `json:"revoked"`   // credentials that nobody else held
 	Kept      []KeptCredential `json:"kept"`      // credentials in force for others
@@ -27,7 +29,10 @@ type TerminalRemoved struct {
 type KeptCredential struct {
 	ID      transport.Name   `json:"id"`
 	Service transport.Name   `json:"service"`
+	Subject transport.Name   `json:"subject"`
+	Expires time.Time        `json:"expires,omitzero"` // until when the removed box can use its key; zero: it no longer can
 	Holders []transport.Name `json:"holders"`
+	Next    string           `json:"next,omitempty"` // what shuts the removed box out
 }
 
 func (s *Server) terminalRemove(ctx context.Context, call *control.Call) error {
@@ -55,17 +60,19 @@ func (s *Server) remove(tx *store.Tx, given string) (r TerminalRemoved, out outc
 	if x.State == store.TerminalRemoved {
 		return r, out, control.Problemf(control.Conflict, "see: kagimori-server terminal show "+string(x.Name), "terminal %s is removed already", x.Name)
 	}
-	r = TerminalRemoved{Name: x.Name, Withdrawn: []transport.Name{}, Revoked: []transport.Name{}, Kept: []KeptCredential{}}
+	r = TerminalRemoved{Name: x.Name, Enrolled: x.State == store.TerminalEnrolled, Withdrawn: []transport.Name{}, Revoked: []transport.Name{}, Kept: []KeptCredential{}}
 	if out, err = s.identityEnds(tx, x.Name, ca.ReasonCessationOfOperation, "the terminal was removed"); err != nil {
 		return r, out, err
 	}
 	if err := tx.RemoveTerminal(x.Name); err != nil {
 		return r, out, err
 	}
-	if r.Withdrawn, out.settled, err = withdraw(tx, x.Name, "the terminal was removed"); err != nil {
+	w, err := withdraw(tx, x.Name, "the terminal was removed")
+	if err != nil {
 		return r, out, err
 	}
-	if out.revoked, err = s.endHoldings(tx, x.Name, &r); err != nil {
+	r.Withdrawn, out.settled = w.ids, w.settled
+	if out.revoked, err = s.endHoldings(tx, x.Name, w.issuers, &r); err != nil {
 		return r, out, err
 	}
 	if x.Kind == store.KindGate {
@@ -75,31 +82,61 @@ func (s *Server) remove(tx *store.Tx, given string) (r TerminalRemoved, out outc
 }
 
 // withdraw takes back all orders to a terminal. Credentials that were ordered
-// and have no certificate end with them.
-func withdraw(tx *store.Tx, name transport.Name, why string) (ids []transport.Name, settled []transport.ID, err error) {
+// and have no certificate end with them, and what was signed for a renewal is
+// revoked; issuers names those whose lists have to change.
+func withdraw(tx *store.Tx, name transport.Name, why string) (w withdrawn, err error) {
+	w.ids = []transport.Name{}
 	pending, err := tx.Pending(name)
 	if err != nil {
-		return nil, nil, err
+		return w, err
 	}
-	ids = []transport.Name{}
 	for _, c := range pending {
 		if err := tx.Settle(c.ID, store.CommandWithdrawn, why); err != nil {
-			return nil, nil, err
+			return w, err
 		}
-		settled = append(settled, c.ID)
-		if c.Kind == transport.CommandIssue && c.Serial == nil {
-			ids = append(ids, c.Credential)
-			if err := tx.SetCredential(c.Credential, store.CredentialRefused, operationIssue); err != nil {
-				return nil, nil, err
+		w.settled = append(w.settled, c.ID)
+		if c.Kind != transport.CommandIssue {
+			continue
+		}
+		record, err := tx.Credential(c.Credential)
+		if err != nil {
+			return w, err
+		}
+		switch {
+		case renews(record, c):
+			issuer, err := notRenewed(tx, record, c)
+			if err != nil {
+				return w, err
+			}
+			w.issuers = with(w.issuers, issuer)
+		case c.Serial == nil:
+			w.ids = append(w.ids, c.Credential)
+			if err := tx.SetCredential(c.Credential, store.CredentialWithdrawn, operationWithdraw); err != nil {
+				return w, err
 			}
 		}
 	}
-	return ids, settled, nil
+	return w, nil
+}
+
+// withdrawn are the orders that were taken back.
+type withdrawn struct {
+	ids     []transport.Name // credentials that ended with them
+	settled []transport.ID
+	issuers []string
+}
+
+// with adds a name that is not there yet; the empty one stays out.
+func with[T ~string](names []T, name T) []T {
+	if name == "" || slices.Contains(names, name) {
+		return names
+	}
+	return append(names, name)
 }
 
 // endHoldings ends what a terminal holds, and revokes what nobody else does. It
-// names the issuers whose lists have changed.
-func (s *Server) endHoldings(tx *store.Tx, name transport.Name, r *TerminalRemoved) (issuers []string, err error) {
+// names the issuers whose lists have changed, first those given.
+func (s *Server) endHoldings(tx *store.Tx, name transport.Name, issuers []string, r *TerminalRemoved) ([]string, error) {
 	held, err := tx.HeldBy(name)
 	if err != nil {
 		return nil, err
@@ -112,26 +149,77 @@ func (s *Server) endHoldings(tx *store.Tx, name transport.Name, r *TerminalRemov
 		if err != nil {
 			return nil, err
 		}
+		var issuer string
 		if len(holders) > 0 {
-			c, err := tx.Credential(id)
-			if err != nil {
-				return nil, err
-			}
-			r.Kept = append(r.Kept, KeptCredential{ID: id, Service: c.Service, Holders: holders})
-			r.Warnings = append(r.Warnings, fmt.Sprintf("the box that was %s still has the key of %s for %s until that is renewed: %s holds it too, so it stays in force",
-				name, id, c.Service, join(holders)))
-			continue
+			issuer, err = s.keep(tx, name, id, held, holders, r)
+		} else {
+			issuer, err = s.endCredential(tx, id, ca.ReasonCessationOfOperation)
+			r.Revoked = append(r.Revoked, id)
 		}
-		issuer, err := s.endCredential(tx, id, ca.ReasonCessationOfOperation)
 		if err != nil {
 			return nil, err
 		}
-		r.Revoked = append(r.Revoked, id)
-		if !slices.Contains(issuers, issuer) {
-			issuers = append(issuers, issuer)
-		}
+		issuers = with(issuers, issuer)
 	}
 	return issuers, s.relist(tx, issuers...)
+}
+
+// keep leaves a credential in force for other holders. A certificate that none
+// of them has is revoked all the same; with one that they have, the removed box
+// can go on.
+func (s *Server) keep(tx *store.Tx, name, id transport.Name, held []store.Holding, holders []transport.Name, r *TerminalRemoved) (issuer string, err error) {
+	n, err := tx.RevokeUnheld(id, ca.ReasonCessationOfOperation)
+	if err != nil {
+		return "", err
+	}
+	c, err := tx.Credential(id)
+	if err != nil {
+		return "", err
+	}
+	if n > 0 {
+		issuer = issuerOf(c)
+		if c, err = stillValid(tx, c); err != nil {
+			return "", err
+		}
+	}
+	k := KeptCredential{ID: id, Service: c.Service, Subject: c.Subject, Holders: holders}
+	for _, h := range held {
+		x, err := tx.Certificate(h.Serial)
+		if err != nil {
+			return "", err
+		}
+		if h.Credential == id && x.Revoked.IsZero() && x.NotAfter.After(k.Expires) && x.NotAfter.After(tx.By().At) {
+			k.Expires = x.NotAfter
+		}
+	}
+	if !k.Expires.IsZero() {
+		k.Next = fmt.Sprintf("if that box is out of your hands, kagimori-server credential revoke %s && kagimori-server credential issue %s --service %s --subject %s",
+			id, holders[0], c.Service, c.Subject)
+		r.Warnings = append(r.Warnings, fmt.Sprintf("the box that was %s still has the key of %s for %s until %s: %s holds it too, so it stays in force",
+			name, id, c.Service, k.Expires.UTC().Format("2006-01-02 15:04 MST"), join(holders)))
+	}
+	r.Kept = append(r.Kept, k)
+	return issuer, nil
+}
+
+// stillValid puts the newest certificate that somebody holds in force for a
+// credential whose own is revoked.
+func stillValid(tx *store.Tx, c store.Credential) (store.Credential, error) {
+	own, err := tx.Certificate(c.Serial)
+	if err != nil || own.Revoked.IsZero() {
+		return c, err
+	}
+	list, err := tx.Holdings(c.ID)
+	if err != nil {
+		return c, err
+	}
+	c.Expires = time.Time{}
+	for _, h := range list {
+		if h.Active && h.Expires.After(c.Expires) {
+			c.Serial, c.Expires = h.Serial, h.Expires
+		}
+	}
+	return c, tx.CredentialRenewed(c.ID, c.Serial, c.Expires, c.Operation)
 }
 
 // endCredential revokes a credential for good; the issuer's list is the

@@ -53,7 +53,8 @@ func TestRemovingOneOfTwoHoldersKeepsTheCredential(t *testing.T) {
 	var out TerminalRemoved
 	r.call("TerminalRemove", NameParams{Name: "nav-001"}, &out)
 	if len(out.Revoked) != 0 || len(out.Kept) != 1 || out.Kept[0].ID != h.id || out.Kept[0].Holders[0] != "nav-002" ||
-		len(out.Warnings) != 1 || !strings.Contains(out.Warnings[0], "still has the key") {
+		len(out.Warnings) != 1 || !strings.Contains(out.Warnings[0], "still has the key") || out.Kept[0].Expires.IsZero() ||
+		!strings.Contains(out.Kept[0].Next, "credential revoke "+string(h.id)+" && kagimori-server credential issue nav-002 --service maps --subject nav-001") {
 		t.Errorf("%+v", out)
 	}
 	if r.revoked("service", serialText(h.chain[0].SerialNumber)) {
@@ -78,8 +79,11 @@ func TestRemovedTerminalsComeBackOnlyByReenrollment(t *testing.T) {
 	r.order("nav-001", "maps")
 	var out TerminalRemoved
 	r.call("TerminalRemove", NameParams{Name: "nav-001"}, &out)
-	if len(out.Withdrawn) != 1 {
+	if len(out.Withdrawn) != 1 || out.Enrolled {
 		t.Errorf("%+v", out)
+	}
+	if i := r.show(out.Withdrawn[0]); i.State != store.CredentialWithdrawn {
+		t.Errorf("%+v", i)
 	}
 	reader, err := control.NewReader()
 	if err != nil {
@@ -106,7 +110,7 @@ func TestRemovingAGate(t *testing.T) {
 	h := r.as("gate-maps", x).obey()
 	var out TerminalRemoved
 	r.call("TerminalRemove", NameParams{Name: "gate-maps"}, &out)
-	if len(out.Revoked) != 1 || len(out.Warnings) != 1 || !r.revoked("server", serialText(h.chain[0].SerialNumber)) {
+	if len(out.Revoked) != 1 || !out.Enrolled || len(out.Warnings) != 1 || !r.revoked("server", serialText(h.chain[0].SerialNumber)) {
 		t.Errorf("%+v", out)
 	}
 	fresh, _ := r.reenroll("gate-maps")

@@ -21,10 +21,7 @@ func revokeCredential(tx *store.Tx, id transport.Name, reason int) (issuer strin
 		return "", err
 	}
 	c, err := tx.Credential(id)
-	if c.Usage == transport.UsageServer {
-		return ca.Server, err
-	}
-	return ca.Service, err
+	return issuerOf(c), err
 }
 
 // relist signs the lists of issuers anew; an empty name is skipped.

@@ -5,11 +5,12 @@
 // effect is in the store. Each noun has a file:
 //
 //   - enroll.go: how a terminal proves itself and gets its identity
-//   - command.go: how it asks for orders and reports on them
+//   - session.go, command.go: how it asks for orders and reports on them
 //   - credential.go: how it gets a credential, and claims one that was copied
 //   - service.go: what gates and terminals are told about revoked certificates
-//   - terminal.go, bundle.go, credential_order.go: what administrators ask for
-//   - audit.go, revocation.go, identity.go, http.go, init.go
+//   - terminal.go, bundle.go, remove.go, gate.go: what administrators ask for
+//   - credential_order.go, _renew.go, _revoke.go, _list.go: so of credentials
+//   - audit.go, revocation.go, identity.go, http.go, http_door.go, init.go
 //
 // Around them stand link.go, the one file that touches the broker, and
 // control.go, the table of what the control socket offers. Beneath: store (the

@@ -125,7 +125,7 @@ func (s *Server) terminalList(ctx context.Context, call *control.Call) error {
 	}
 	out := TerminalPage{Terminals: []TerminalInfo{}}
 	err := s.store.View(ctx, func(tx *store.Tx) error {
-		list, next, err := tx.Terminals(in.query())
+		list, next, err := tx.Terminals(in.query(s.cfg.Now()))
 		for _, x := range list {
 			out.Terminals = append(out.Terminals, s.terminalInfo(x))
 		}
@@ -270,6 +270,10 @@ func withdrawIssued(tx *store.Tx, name transport.Name) (settled []transport.ID, 
 		}
 		err = errors.Join(err, tx.Settle(c.ID, store.CommandWithdrawn, "the terminal is to enroll anew"))
 		settled = append(settled, c.ID)
+		record, e := tx.Credential(c.Credential)
+		if err = errors.Join(err, e); err == nil && renews(record, c) {
+			err = renewed(tx, record, c) // its word for it is missing, but it may well have it
+		}
 	}
 	return settled, err
 }

@@ -77,6 +77,16 @@ func (t *Tx) Certificate(serial *big.Int) (Certificate, error) {
 	return get(t, scanCertificate, `SELECT `+certificateColumns+` FROM certificates WHERE serial = ?`, serialBytes(serial))
 }
 
+// maxCertificates is how many certificates of one credential are looked at.
+const maxCertificates = 32
+
+// CertificatesOf lists a credential's certificates that are not revoked, newest
+// first.
+func (t *Tx) CertificatesOf(credential transport.Name) ([]Certificate, error) {
+	return all(t, scanCertificate, `SELECT `+certificateColumns+` FROM certificates
+		WHERE credential = ? AND revoked IS NULL ORDER BY not_after DESC, time DESC LIMIT ?`, credential, maxCertificates)
+}
+
 // IdentityOf finds the newest certificate of a terminal for a device that is
 // not revoked.
 func (t *Tx) IdentityOf(terminal transport.Name, device transport.DeviceID) (Certificate, error) {
@@ -103,6 +113,22 @@ func (t *Tx) RevokeIdentities(terminal transport.Name, reason int) (int64, error
 func (t *Tx) RevokeCredential(credential transport.Name, reason int) (int64, error) {
 	return t.exec(`UPDATE certificates SET revoked = ?, reason = ?, actor = ?, time = ? WHERE credential = ? AND revoked IS NULL`,
 		t.now(), reason, t.by.Actor, t.now(), credential)
+}
+
+// RevokeCertificate revokes one that is in force.
+func (t *Tx) RevokeCertificate(serial *big.Int, reason int) error {
+	return mustChange(t.exec(`UPDATE certificates SET revoked = ?, reason = ?, actor = ?, time = ? WHERE serial = ? AND revoked IS NULL`,
+		t.now(), reason, t.by.Actor, t.now(), serialBytes(serial)))
+}
+
+// RevokeUnheld revokes those certificates of a credential that no device holds
+// or is about to get, and returns how many.
+func (t *Tx) RevokeUnheld(credential transport.Name, reason int) (int64, error) {
+	return t.exec(`UPDATE certificates SET revoked = ?, reason = ?, actor = ?, time = ?
+		WHERE credential = ? AND revoked IS NULL AND not_after > ?
+			AND serial NOT IN (SELECT serial FROM holdings WHERE credential = ? AND state = 'active' AND serial IS NOT NULL)
+			AND serial NOT IN (SELECT serial FROM commands WHERE credential = ? AND state = 'pending' AND serial IS NOT NULL)`,
+		t.now(), reason, t.by.Actor, t.now(), credential, t.now(), credential, credential)
 }
 
 // RevokedBy lists an issuer's revoked certificates that expire after at.

@@ -83,6 +83,11 @@ func (t *Tx) Pending(terminal transport.Name) ([]Command, error) {
 	return all(t, scanCommand, `SELECT `+commandColumns+` FROM commands WHERE terminal = ? AND state = 'pending' ORDER BY seq`, terminal)
 }
 
+// PendingOf lists the orders about a credential that are not settled.
+func (t *Tx) PendingOf(credential transport.Name) ([]Command, error) {
+	return all(t, scanCommand, `SELECT `+commandColumns+` FROM commands WHERE credential = ? AND state = 'pending' ORDER BY seq`, credential)
+}
+
 // OrderedOf names the terminal that is told to do something with a credential.
 func (t *Tx) OrderedOf(credential transport.Name) (terminal transport.Name, err error) {
 	err = t.row(`SELECT terminal FROM commands WHERE credential = ? AND state = 'pending' ORDER BY seq LIMIT 1`, []any{credential}, &terminal)

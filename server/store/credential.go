@@ -11,10 +11,11 @@ import (
 type CredentialState string
 
 const (
-	CredentialOrdered CredentialState = "ordered" // its terminal is told to make a key
-	CredentialActive  CredentialState = "active"  // in force
-	CredentialRefused CredentialState = "refused" // the terminal would not or could not
-	CredentialRevoked CredentialState = "revoked" // refused by gates, for good
+	CredentialOrdered   CredentialState = "ordered"   // its terminal is told to make a key
+	CredentialActive    CredentialState = "active"    // in force until it expires
+	CredentialRefused   CredentialState = "refused"   // the terminal would not or could not
+	CredentialWithdrawn CredentialState = "withdrawn" // the order was taken back before it was obeyed
+	CredentialRevoked   CredentialState = "revoked"   // refused by gates, for good
 )
 
 // A Credential is a management record (req: L1), less its holders.
@@ -26,7 +27,7 @@ type Credential struct {
 	Usage     transport.Usage
 	Transfer  transport.Transfer
 	ChipOnly  bool
-	Serial    *big.Int // of the certificate in force; nil before there is one
+	Serial    *big.Int // of the newest certificate; nil before there is one
 	Expires   time.Time
 	State     CredentialState
 	Operation string // what was done last
@@ -75,6 +76,13 @@ func (t *Tx) CredentialAt(service, subject transport.Name, usage transport.Usage
 func (t *Tx) CredentialIssued(id transport.Name, serial *big.Int, expires time.Time) error {
 	return mustChange(t.exec(`UPDATE credentials SET serial = ?, expires = ?, state = 'active', operated = ?, actor = ?, time = ?
 		WHERE id = ? AND state = 'ordered'`, serialBytes(serial), toMillis(expires), t.now(), t.by.Actor, t.now(), id))
+}
+
+// CredentialRenewed puts another certificate in force for a credential that is
+// active.
+func (t *Tx) CredentialRenewed(id transport.Name, serial *big.Int, expires time.Time, operation string) error {
+	return mustChange(t.exec(`UPDATE credentials SET serial = ?, expires = ?, operation = ?, operated = ?, actor = ?, time = ?
+		WHERE id = ? AND state = 'active'`, serialBytes(serial), toMillis(expires), operation, t.now(), t.by.Actor, t.now(), id))
 }
 
 // SetCredential records a state and the operation that led to it.

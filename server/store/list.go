@@ -8,6 +8,9 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
+
+	"github.com/kagimori/kagimori/transport"
 )
 
 // Lists are paged by key, never by offset: a page costs the same wherever it
@@ -19,7 +22,8 @@ const (
 	DefaultPage, MaxPage = 100, 200
 )
 
-// ErrQuery is a list that cannot be given: an unknown column or a false cursor.
+// ErrQuery is a list that cannot be given: an unknown column or value, or a
+// false cursor.
 var ErrQuery = errors.New("this list cannot be given")
 
 // A Query asks for one page of a list.
@@ -29,6 +33,7 @@ type Query struct {
 	Limit  int               // rows; 0: DefaultPage, at most MaxPage
 	After  string            // Next of the page before
 	Filter map[string]string // column: value that it must have
+	Now    time.Time         // what "in force" and "expired" are judged by
 }
 
 // A listing is what can be asked of a table.
@@ -37,6 +42,9 @@ type listing struct {
 	key            string            // column that is unique and breaks ties
 	sort           map[string]string // name: expression, never NULL
 	filter         map[string]string // name: condition, ? stands for the value
+	// words are filters that know few values: name, value: condition, ? stands
+	// for the query's time.
+	words map[string]map[string]string
 }
 
 // page reads one page and the cursor of the next, empty at the end.
@@ -88,13 +96,13 @@ func (l listing) sql(q Query) (string, []any, error) {
 	var where []string
 	var args []any
 	for _, name := range slices.Sorted(maps.Keys(q.Filter)) {
-		condition, ok := l.filter[name]
-		if !ok {
-			return "", nil, fmt.Errorf("%w: there is no column %q to filter by; there are: %s", ErrQuery, name, names(l.filter))
+		condition, arg, err := l.condition(name, q)
+		if err != nil {
+			return "", nil, err
 		}
 		where = append(where, condition)
 		for range strings.Count(condition, "?") {
-			args = append(args, q.Filter[name])
+			args = append(args, arg)
 		}
 	}
 	direction, beyond := "ASC", ">"
@@ -118,8 +126,44 @@ func (l listing) sql(q Query) (string, []any, error) {
 	return b.String(), args, nil
 }
 
+// condition is what one filter of a query asks for.
+func (l listing) condition(name string, q Query) (condition string, arg any, err error) {
+	if condition, ok := l.filter[name]; ok {
+		return condition, q.Filter[name], nil
+	}
+	words, ok := l.words[name]
+	if !ok {
+		both := slices.Sorted(slices.Values(slices.Concat(slices.Collect(maps.Keys(l.filter)), slices.Collect(maps.Keys(l.words)))))
+		return "", nil, fmt.Errorf("%w: there is no column %q to filter by; there are: %s", ErrQuery, name, strings.Join(both, ", "))
+	}
+	if condition, ok = words[q.Filter[name]]; !ok {
+		return "", nil, fmt.Errorf("%w: %s is never %q; it is one of: %s", ErrQuery, name, q.Filter[name], names(words))
+	}
+	return condition, toMillis(q.Now), nil
+}
+
 func names(m map[string]string) string {
 	return strings.Join(slices.Sorted(maps.Keys(m)), ", ")
+}
+
+// column makes the words of a column that has just these values.
+func column[T ~string](name string, values ...T) map[string]string {
+	words := map[string]string{}
+	for _, v := range values {
+		words[string(v)] = fmt.Sprintf("%s = '%s'", name, v)
+	}
+	return words
+}
+
+// credentialStates are the states of credentials, and those that people see
+// instead of "active".
+func credentialStates() map[string]string {
+	const inForce = `id IN (SELECT h.credential FROM holdings h JOIN certificates c ON c.serial = h.serial WHERE h.state = 'active' AND c.not_after > ?)`
+	words := column("state", CredentialOrdered, CredentialActive, CredentialRefused, CredentialWithdrawn, CredentialRevoked)
+	words["in force"] = "state = 'active' AND " + inForce
+	words["expired"] = "state = 'active' AND expires <= ?"
+	words["held by nobody"] = "state = 'active' AND expires > ? AND NOT " + inForce
+	return words
 }
 
 // withTail reads columns that follow those that a scan function asks for.
@@ -172,9 +216,10 @@ func decodeCursor(q Query) (sort, key any, err error) {
 func (t *Tx) Terminals(q Query) (list []Terminal, next string, err error) {
 	return page(t, listing{
 		table: "terminals", columns: terminalColumns, key: "name",
-		sort: map[string]string{"name": "name", "kind": "kind", "group": "group_name", "state": "state", "created": "created", "seen": "seen"},
-		filter: map[string]string{"name": "name = ?", "kind": "kind = ?", "group": "group_name = ?", "service": "service = ?",
-			"state": "state = ?"},
+		sort:   map[string]string{"name": "name", "kind": "kind", "group": "group_name", "state": "state", "created": "created", "seen": "seen"},
+		filter: map[string]string{"name": "name = ?", "group": "group_name = ?", "service": "service = ?"},
+		words: map[string]map[string]string{"kind": column("kind", KindTerminal, KindGate),
+			"state": column("state", TerminalExpected, TerminalEnrolled, TerminalRemoved)},
 	}, q, scanTerminal)
 }
 
@@ -184,8 +229,9 @@ func (t *Tx) Credentials(q Query) (list []Credential, next string, err error) {
 		table: "credentials", columns: credentialColumns, key: "id",
 		sort: map[string]string{"id": "id", "kind": "kind", "service": "service", "subject": "subject", "usage": "usage", "state": "state",
 			"expires": "expires", "operation": "operation", "operated": "operated"},
-		filter: map[string]string{"id": "id = ?", "kind": "kind = ?", "service": "service = ?", "subject": "subject = ?", "usage": "usage = ?",
-			"state": "state = ?",
+		words: map[string]map[string]string{"kind": column("kind", transport.KindCertificate), "state": credentialStates(),
+			"usage": column("usage", transport.UsageClient, transport.UsageServer)},
+		filter: map[string]string{"id": "id = ?", "service": "service = ?", "subject": "subject = ?",
 			// Whoever is told to make the key counts too, before there is a holding.
 			"terminal": `id IN (SELECT credential FROM holdings WHERE terminal = ? AND state = 'active'
 				UNION SELECT credential FROM commands WHERE terminal = ? AND state = 'pending' AND credential IS NOT NULL)`},

@@ -17,6 +17,7 @@ func fleet(t testing.TB, s *Store, n int) {
 	t.Helper()
 	update(t, s, func(tx *Tx) error {
 		err := errors.Join(
+			tx.PutAuthority(Authority{Name: "service", Certificate: []byte{1}, Key: []byte{1}}),
 			tx.AddTerminal(Terminal{Name: "gate-maps", Kind: KindGate, Group: "default", Service: "maps"}, hsm.RandomSecret(32)),
 			tx.AddService(Service{Name: "maps", Gate: "gate-maps", DNS: []string{"maps.test"}, Endpoints: []string{"maps.test:8443"}}))
 		for i := range n {
@@ -29,8 +30,10 @@ func fleet(t testing.TB, s *Store, n int) {
 				tx.AddCredential(Credential{ID: id, Kind: transport.KindCertificate, Service: "maps", Subject: name,
 					Usage: transport.UsageClient, Transfer: transport.TransferCopy, Operation: "issue"}))
 			if i%3 > 0 { // ties on purpose
-				_, e := tx.PutHolding(Holding{Credential: id, Device: device, Terminal: name, Since: by.At, Origin: OriginIssue})
-				err = errors.Join(err, tx.CredentialIssued(id, big.NewInt(int64(i)), by.At.Add(time.Duration(i%3)*time.Hour)), e)
+				serial, expires := big.NewInt(int64(i)), by.At.Add(time.Duration(i%3)*time.Hour)
+				_, e := tx.PutHolding(Holding{Credential: id, Device: device, Terminal: name, Since: by.At, Origin: OriginIssue, Serial: serial})
+				err = errors.Join(err, tx.CredentialIssued(id, serial, expires), e,
+					tx.AddCertificate(Certificate{Serial: serial, Issuer: "service", Credential: id, Device: device, DER: []byte{1}, NotAfter: expires}))
 			}
 		}
 		return err
@@ -85,6 +88,8 @@ func TestListsRefuseWhatIsNotInTheirTable(t *testing.T) {
 		"sort by SQL":         {Sort: "id; DROP TABLE audit"},
 		"unknown sort":        {Sort: "serial"},
 		"unknown filter":      {Filter: map[string]string{"1=1 OR id": "x"}},
+		"unknown state":       {Filter: map[string]string{"state": "foo"}},
+		"state of SQL":        {Filter: map[string]string{"state": "' OR 1=1 --"}},
 		"no cursor":           {After: "!"},
 		"rubbish cursor":      {After: "e30"},
 		"cursor, other sort":  {Sort: "state", After: next},
@@ -99,7 +104,7 @@ func TestListsRefuseWhatIsNotInTheirTable(t *testing.T) {
 		})
 	}
 	view(t, s, func(tx *Tx) error {
-		list, _, err := tx.Credentials(Query{Filter: map[string]string{"state": "' OR 1=1 --"}})
+		list, _, err := tx.Credentials(Query{Filter: map[string]string{"subject": "' OR 1=1 --"}})
 		if len(list) != 0 {
 			t.Error("a filter's value became SQL")
 		}
@@ -118,6 +123,13 @@ func TestListFilters(t *testing.T) {
 			list, _, err := tx.Credentials(Query{Filter: map[string]string{filter[0]: filter[1]}})
 			if err != nil || len(list) != want {
 				t.Errorf("%v: %d rows, want %d, %v", filter, len(list), want, err)
+			}
+		}
+		now := by.At.Add(time.Hour) // of the six, three end just now and three later
+		for state, want := range map[string]int{"in force": 3, "expired": 3, "held by nobody": 0, "withdrawn": 0} {
+			list, _, err := tx.Credentials(Query{Filter: map[string]string{"state": state}, Now: now})
+			if err != nil || len(list) != want {
+				t.Errorf("%s: %d rows, want %d, %v", state, len(list), want, err)
 			}
 		}
 		gates, _, err := tx.Terminals(Query{Sort: "seen", Filter: map[string]string{"kind": "gate"}})

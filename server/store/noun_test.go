@@ -161,7 +161,7 @@ func TestRevokedCertificatesAreListedUntilTheyExpire(t *testing.T) {
 	fleet(t, s, 1)
 	soon, late := by.At.Add(time.Hour), by.At.Add(48*time.Hour)
 	update(t, s, func(tx *Tx) error {
-		return errors.Join(tx.PutAuthority(Authority{Name: "service", Certificate: []byte{1}, Key: []byte{1}}),
+		return errors.Join(
 			tx.AddCertificate(Certificate{Serial: big.NewInt(1), Issuer: "service", Credential: "cr-00", DER: []byte{1}, NotAfter: soon}),
 			tx.AddCertificate(Certificate{Serial: big.NewInt(2), Issuer: "service", Credential: "cr-00", DER: []byte{2}, NotAfter: late}))
 	})

@@ -100,7 +100,7 @@ func Open(ctx context.Context, dir string, module hsm.Sealer, log *slog.Logger) 
 func Present(dir string) error {
 	_, err := os.Stat(filepath.Join(dir, fileName))
 	if errors.Is(err, fs.ErrNotExist) {
-		return &Problem{Kind: "storage", Next: "make a server there with: kagimori-server init --dir " + dir,
+		return &Problem{Kind: "storage", Next: "make a server there with: kagimori-server init --deployment NAME --address HOST:PORT --dir " + dir,
 			Err: fmt.Errorf("%s holds no server: %w", dir, err)}
 	}
 	if err != nil {

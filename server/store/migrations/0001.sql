@@ -83,7 +83,7 @@ CREATE TABLE service_names (
   time    INTEGER NOT NULL
 ) STRICT;
 
--- One management record per credential. serial is the certificate in force;
+-- One management record per credential. serial is its newest certificate;
 -- operation and operated are what was done last, and when.
 CREATE TABLE credentials (
   id        TEXT PRIMARY KEY,
@@ -95,7 +95,7 @@ CREATE TABLE credentials (
   chip_only INTEGER NOT NULL,
   serial    BLOB,
   expires   INTEGER NOT NULL,
-  state     TEXT NOT NULL CHECK (state IN ('ordered', 'active', 'refused', 'revoked')),
+  state     TEXT NOT NULL CHECK (state IN ('ordered', 'active', 'refused', 'withdrawn', 'revoked')),
   operation TEXT NOT NULL,
   operated  INTEGER NOT NULL,
   actor     TEXT NOT NULL,
@@ -103,7 +103,8 @@ CREATE TABLE credentials (
 ) STRICT;
 CREATE UNIQUE INDEX credentials_place ON credentials (service, subject, usage) WHERE state IN ('ordered', 'active');
 
--- Which device has a credential.
+-- Which device has a credential, and with which certificate: after a renewal
+-- they may differ between devices.
 CREATE TABLE holdings (
   credential TEXT NOT NULL REFERENCES credentials (id),
   device     BLOB NOT NULL REFERENCES devices (id),
@@ -111,6 +112,7 @@ CREATE TABLE holdings (
   since      INTEGER NOT NULL,
   origin     TEXT NOT NULL CHECK (origin IN ('issue', 'copy', 'move')),
   source     BLOB,
+  serial     BLOB,
   state      TEXT NOT NULL CHECK (state IN ('active', 'ended')),
   actor      TEXT NOT NULL,
   time       INTEGER NOT NULL,
