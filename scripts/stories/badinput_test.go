@@ -40,9 +40,10 @@ func TestServerRefusesToBeHalfMade(t *testing.T) {
 	}
 	sound := []string{"--deployment", "demo", "--address", "127.0.0.1:8883"}
 	initialise("--deployment", "Demo Fleet", "--address", "127.0.0.1:8883").tells(t, "a bad name", 7, "Demo Fleet")
-	initialise("--deployment", "demo").tells(t, "no address", 7, "--address")
+	initialise("--deployment", "demo").tells(t, "no address", 2, "--address")
+	initialise("--address", "127.0.0.1:8883").tells(t, "no name", 2, "--deployment")
 	initialise("--deployment", "demo", "--address", "nowhere").tells(t, "an address without port", 7, "nowhere")
-	m.run("", "kagimori-server", "run", "--config", config).tells(t, "run before init", 8, "kagimori-server init")
+	m.run("", "kagimori-server", "run", "--config", config).tells(t, "run before init", 8, "kagimori-server init --deployment NAME --address HOST:PORT --dir "+m.state())
 	if _, err := os.Stat(m.state()); !os.IsNotExist(err) {
 		t.Fatalf("refused calls left a state directory: %v", err)
 	}
@@ -150,6 +151,32 @@ func TestUnwritableState(t *testing.T) {
 	defer timer.Stop()
 	c.Run()
 	result{err: stderr.String(), code: c.ProcessState.ExitCode()}.tells(t, "a state directory that cannot be made", 8, m.dir)
+}
+
+// A server whose state belongs to another user: the directory, or just its files.
+func TestSomebodyElsesServer(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to be another user")
+	}
+	m := newMachine(t, "server")
+	config := m.config("kagimori-server", "", "")
+	if r := m.run("", "kagimori-server", "init", "--config", config, "--deployment", "demo", "--address", "127.0.0.1:8883"); r.code != 0 {
+		t.Fatalf("init: %s%s", r.out, r.err)
+	}
+	os.Chmod(m.dir, 0o755)
+	os.Chmod(config, 0o644)
+	for _, mode := range []os.FileMode{0o700, 0o755} {
+		os.Chmod(m.state(), mode)
+		c := m.command("kagimori-server", "run", "--config", config)
+		os.Chmod(filepath.Dir(c.Path), 0o755)
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		var stderr bytes.Buffer
+		c.Stderr = &stderr
+		timer := time.AfterFunc(patience, func() { c.Process.Kill() })
+		c.Run()
+		timer.Stop()
+		result{err: stderr.String(), code: c.ProcessState.ExitCode()}.tells(t, fmt.Sprintf("state of mode %o that another user owns", mode), 8, m.state())
+	}
 }
 
 // What a technician can get wrong with a bundle.

@@ -14,6 +14,7 @@ import (
 	"github.com/kagimori/kagimori/configs"
 	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/server"
+	"github.com/kagimori/kagimori/transport/control"
 	"github.com/kagimori/kagimori/transport/control/verb"
 )
 
@@ -44,6 +45,13 @@ Where keys are kept is read from the configuration, as run does.`,
 	cmd.Flags().StringArrayVar(&addresses, "address", nil, "HOST:PORT under which terminals reach this server")
 	cmd.Flags().StringArrayVar(&http, "http", nil, "HOST:PORT of revocation lists (default the host of --address, port "+httpPort+")")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		switch {
+		case deployment == "":
+			return control.Problemf(control.Usage, "name it: kagimori-server init --deployment NAME --address HOST:PORT", "--deployment is missing")
+		case len(addresses) == 0:
+			return control.Problemf(control.Usage, fmt.Sprintf("give it: kagimori-server init --deployment %s --address HOST:PORT", deployment),
+				"--address is missing: under which address do terminals reach this server?")
+		}
 		var cfg configs.Server
 		if err := configs.Load(path, &cfg); err != nil {
 			return err

@@ -22,6 +22,14 @@ func (q *listFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringArrayVar(&q.where, "where", nil, "COLUMN=VALUE that rows must have; may be given several times")
 }
 
+// empty is what an empty list says: that there is nothing, or nothing such.
+func (q *listFlags) empty(byDefault string) string {
+	if len(q.where) == 0 {
+		return byDefault
+	}
+	return "none match; drop --where for all"
+}
+
 // pages calls page until the list ends.
 func (q *listFlags) pages(cmd *cobra.Command, page func(server.ListParams) (next string, err error)) error {
 	in := server.ListParams{Sort: q.sort, Desc: q.reverse, Limit: pageRows, Filter: map[string]string{}}

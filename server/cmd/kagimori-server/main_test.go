@@ -162,9 +162,26 @@ func TestAdministration(t *testing.T) {
 		t.Error(out)
 	}
 	w.good("terminal", "reenroll", "nav-001", "--out", at("again.bundle"))
-	if out := w.good("terminal", "remove", "nav-001"); !strings.Contains(out, "Withdrawn") {
+	if out := w.good("terminal", "remove", "nav-001"); !strings.Contains(out, "Withdrawn") || !strings.Contains(out, "had not enrolled") {
 		t.Error(out)
 	}
+	if out := w.good("credential", "list", "--where", "state=withdrawn"); !strings.Contains(out, string(p.Credential)) || !strings.Contains(out, "withdrawn") {
+		t.Error(out)
+	}
+	for _, state := range []string{"in force", "revoked"} {
+		if out := w.good("credential", "list", "--where", "state="+state); !strings.Contains(out, "none match") {
+			t.Error(out)
+		}
+	}
+	w.good("terminal", "add", "nav-002", "--out", at("nav-002.bundle"))
+	w.into(&p, "credential", "issue", "nav-002", "--service", "maps", "--transfer", "move")
+	if len(p.Notes) != 1 || !strings.Contains(p.Notes[0], "cannot move") {
+		t.Errorf("%+v", p)
+	}
+	if out := w.good("credential", "revoke", string(p.Credential)); !strings.Contains(out, "nav-002 had not got it") || !strings.Contains(out, "next: ") {
+		t.Error(out)
+	}
+	w.bad(6, "credential", "revoke", string(p.Credential))
 }
 
 func TestRefusedVerbsChangeNothing(t *testing.T) {
@@ -186,6 +203,10 @@ func TestRefusedVerbsChangeNothing(t *testing.T) {
 	w.bad(7, "terminal", "add", "nav-002", "--out", at("no/such/dir"))
 	w.bad(7, "terminal", "add", "Nav-002", "--out", at("x.bundle"))
 	w.bad(7, "terminal", "list", "--sort", "secret")
+	w.bad(7, "terminal", "list", "--where", "state=foo")
+	w.bad(7, "credential", "list", "--where", "state=foo")
+	w.bad(3, "terminal", "add", "nav-002", "--group", "foo", "--out", at("x.bundle"))
+	w.bad(3, "credential", "revoke", "cr-1")
 	if _, err := os.Stat(at("x.bundle")); !errors.Is(err, os.ErrNotExist) {
 		t.Error("a bundle that was not made is there")
 	}
@@ -228,8 +249,9 @@ func TestRunSaysWhatIsWrong(t *testing.T) {
 func TestInitSaysWhatIsWrong(t *testing.T) {
 	w := newWorld(t, anyPort, anyPort)
 	init := []string{"init", "--config", w.config}
-	w.bad(7, append(init, "--deployment", "demo")...)
-	w.bad(7, append(init, "--address", "server.test:8883")...)
+	w.bad(2, init...)
+	w.bad(2, append(init, "--deployment", "demo")...)
+	w.bad(2, append(init, "--address", "server.test:8883")...)
 	w.bad(7, append(init, "--deployment", "demo", "--address", "server.test")...)
 	w.bad(8, append(init, "--deployment", "demo", "--address", "server.test:8883", "--dir", filepath.Join(w.dir, "a", "b"))...)
 	w.bad(6, append(init, "--deployment", "demo", "--address", "server.test:8883", "--dir", w.dir)...)

@@ -70,7 +70,7 @@ func terminalList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List terminals and gates",
-		Long:    "Lists terminals and gates, removed ones too.\nColumns: name, kind, group, state, created, seen; also filters by service.",
+		Long:    "Lists terminals and gates, removed ones too.\nColumns: name, kind, group, state, created, seen; also filters by service. A kind is\nterminal or gate, a state expected, enrolled or removed.",
 		Example: "  kagimori-server terminal list\n  kagimori-server terminal list --where state=enrolled --sort seen --reverse",
 	}
 	q.add(cmd)
@@ -94,7 +94,7 @@ func terminalList() *cobra.Command {
 				}
 				t.Row(x.Name, x.Kind, x.Group, terminalState(x.State), short(x.Device), dash(x.Level), seen)
 			}
-			t.Flush("no terminals; add one with: kagimori-server terminal add NAME")
+			t.Flush(q.empty("no terminals; add one with: kagimori-server terminal add NAME"))
 		})
 	}
 	return cmd
@@ -153,7 +153,8 @@ func terminalRemove() *cobra.Command {
 		Long: `Removes a terminal: its identity is revoked and its connection cut off, its
 commands are withdrawn, its holdings end. Credentials that nobody else holds are
 revoked, and gates told so. One that another terminal holds too, after a copy,
-stays in force; then the removed box still has that key until it is renewed.`,
+stays in force; then the removed box still has that key until it expires, or
+until you end it for both: credential revoke, then issue.`,
 		Example: "  kagimori-server terminal remove nav-001",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var r server.TerminalRemoved
@@ -161,15 +162,29 @@ stays in force; then the removed box still has that key until it is renewed.`,
 				return err
 			}
 			return verb.Print(cmd, r, func(w io.Writer) {
-				fmt.Fprintf(w, "%s is removed: its identity is revoked and its connection cut off.\n", r.Name)
+				if r.Enrolled {
+					fmt.Fprintf(w, "%s is removed: its identity is revoked and its connection cut off.\n", r.Name)
+				} else {
+					fmt.Fprintf(w, "%s is removed: it had not enrolled, and its bundle is no longer good.\n", r.Name)
+				}
 				if len(r.Revoked) > 0 {
-					fmt.Fprintf(w, "Revoked, since nobody else held them: %s.\n", names(r.Revoked))
+					fmt.Fprintf(w, "Revoked, since nobody else had it: %s.\n", names(r.Revoked))
 				}
 				if len(r.Withdrawn) > 0 {
-					fmt.Fprintf(w, "Withdrawn before they were issued: %s.\n", names(r.Withdrawn))
+					fmt.Fprintf(w, "Withdrawn before it was issued: %s.\n", names(r.Withdrawn))
+				}
+				for _, k := range r.Kept {
+					if k.Expires.IsZero() {
+						fmt.Fprintf(w, "Kept for %s: %s; what %s had of it is refused.\n", names(k.Holders), k.ID, r.Name)
+					}
 				}
 				for _, warning := range r.Warnings {
 					fmt.Fprintf(w, "Note: %s.\n", warning)
+				}
+				for _, k := range r.Kept {
+					if k.Next != "" {
+						fmt.Fprintf(w, "next: %s\n", k.Next)
+					}
 				}
 			})
 		},
