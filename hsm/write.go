@@ -62,6 +62,21 @@ func MakeDir(path string, perm fs.FileMode) error {
 	return syncDir(parent)
 }
 
+// MoveDir gives a directory, whose files are durable already, its final path,
+// durably. The path is missing or an empty directory, else the move fails.
+func MoveDir(dir, path string) error {
+	if err := syncDir(dir); err != nil {
+		return fmt.Errorf("move %s: %w", dir, err)
+	}
+	if err := unix.Rename(dir, path); err != nil {
+		return &os.LinkError{Op: "rename", Old: dir, New: path, Err: err}
+	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("move %s: %w", dir, err)
+	}
+	return nil
+}
+
 func place(path string, data []byte, perm fs.FileMode, flags uint) error {
 	dir, name := filepath.Split(path)
 	if dir == "" {
