@@ -37,7 +37,8 @@ type InitConfig struct {
 
 // Init makes a deployment: keys and certificates of the CAs, the database, the
 // default group with a security code. It is built beside Dir and takes its
-// place as the last step, so that Dir is whole or as it was.
+// place as the last step, so that Dir is whole or as it was; what a killed Init
+// leaves there, the next one for the same Dir removes.
 func Init(ctx context.Context, cfg InitConfig, log *slog.Logger) error {
 	name, err := parseName("deployment", cfg.Deployment)
 	if err != nil {
@@ -59,20 +60,60 @@ func Init(ctx context.Context, cfg InitConfig, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	parent := filepath.Dir(dir)
-	tmp, err := os.MkdirTemp(parent, ".kagimori-init-*")
+	tmp := filepath.Join(filepath.Dir(dir), "."+filepath.Base(dir)+initSuffix)
+	lock, err := takeTemp(tmp)
 	if err != nil {
-		return control.Problemf(control.Storage, "make it, or make it writable, or choose another --dir", "cannot write in %s: %w", parent, err)
-	}
-	defer os.RemoveAll(tmp) // nothing is left of it when all went well
-	d := store.Deployment{Name: name, Servers: cfg.Servers, HTTP: cfg.HTTP}
-	if err := build(ctx, tmp, d, cfg, log); err != nil {
 		return err
 	}
+	defer lock.Close() // last: until then nobody takes tmp for what a killed one left
+	d := store.Deployment{Name: name, Servers: cfg.Servers, HTTP: cfg.HTTP}
+	if err := build(ctx, tmp, d, cfg, log); err != nil {
+		return errors.Join(err, os.RemoveAll(tmp))
+	}
 	if err := place(tmp, dir, owner); err != nil {
-		return control.Problemf(control.Storage, "choose another --dir, one that is no mount point", "put the new state in place: %w", err)
+		return control.Problemf(control.Storage, "choose another --dir, one that is no mount point", "put the new state in place: %w", errors.Join(err, os.RemoveAll(tmp)))
 	}
 	return nil
+}
+
+// initSuffix ends the name under which a state directory is built beside its
+// place. The name is fixed, so that what a killed init leaves, keys included,
+// is found and removed by the next one.
+const initSuffix = ".init"
+
+// takeTemp makes an empty directory, locked for this process as long as the
+// file that it returns is open.
+func takeTemp(tmp string) (lock *os.File, err error) {
+	for {
+		err := os.Mkdir(tmp, 0o700)
+		made := err == nil
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, control.Problemf(control.Storage, "make it, or make it writable, or choose another --dir", "cannot write in %s: %w", filepath.Dir(tmp), err)
+		}
+		f, err := os.OpenFile(tmp, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // its maker has ended meanwhile
+		}
+		if err != nil {
+			return nil, control.Problemf(control.Storage, "remove it, then try again", "%s is in the way: %w", tmp, err)
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			f.Close()
+			return nil, control.Problemf(control.Conflict, "wait until it has ended, then try again", "another init is at work in %s: %w", tmp, err)
+		}
+		mine, err := f.Stat()
+		now, missing := os.Lstat(tmp)
+		if made && errors.Join(err, missing) == nil && os.SameFile(mine, now) {
+			return f, nil
+		}
+		if !made {
+			err = os.RemoveAll(tmp)
+		}
+		f.Close()
+		if err != nil {
+			return nil, control.Problemf(control.Storage, "remove it, then try again", "an init that was killed has left %s: %w", tmp, err)
+		}
+	}
 }
 
 // emptyDir checks that dir is missing, or empty; then it says whose it is.
@@ -146,20 +187,5 @@ func place(tmp, dir string, owner *syscall.Stat_t) error {
 			return fmt.Errorf("give it to the owner of %s: %w", dir, err)
 		}
 	}
-	if err := syncDir(tmp); err != nil {
-		return err
-	}
-	if err := unix.Rename(tmp, dir); err != nil {
-		return &os.LinkError{Op: "rename", Old: tmp, New: dir, Err: err}
-	}
-	return syncDir(filepath.Dir(dir))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return hsm.MoveDir(tmp, dir)
 }

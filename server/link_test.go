@@ -132,6 +132,11 @@ func TestTheDoorTakesOnlyIdentitiesInForce(t *testing.T) {
 	fresh, _ := r.reenroll("nav-004")
 	r.enroll(fresh, newBox(t))
 
+	same, revokedChain := r.terminal("nav-005") // its name, device and state are as they were
+	again, _ := r.reenroll("nav-005")
+	sameChain := r.enroll(again, same)
+	r.connect("nav-005", same.key, sameChain)
+
 	fx, foreignChain := foreignIdentity(t)
 
 	unknown := newKey(t)
@@ -156,6 +161,7 @@ func TestTheDoorTakesOnlyIdentitiesInForce(t *testing.T) {
 		"another terminal's name":         {"nav-002", x.key, chain},
 		"a removed terminal":              {"nav-003", gone.key, goneChain},
 		"an earlier enrollment":           {"nav-004", old.key, oldChain},
+		"the same device's revoked one":   {"nav-005", same.key, revokedChain},
 		"another deployment":              {"nav-001", fx, foreignChain},
 		"signed, never issued":            {"nav-001", unknown, never.Chain},
 		"expired":                         {"nav-001", unknown, expired.Chain},

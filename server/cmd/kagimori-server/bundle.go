@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/server"
 	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/control"
@@ -74,7 +75,7 @@ func makeBundle(cmd *cobra.Command, method, path string, params func(replyKey st
 		return err
 	}
 	defer passphrase.Wipe()
-	if err := errors.Join(write(f, reply.Bundle), syncDir(filepath.Dir(path))); err != nil {
+	if err := hsm.WriteFile(path, reply.Bundle, 0o600); err != nil {
 		return control.Problemf(control.Storage, "free space, then make it anew with: kagimori-server terminal reenroll (for a spare: spare add)",
 			"the bundle was made and cannot be kept: %w", err)
 	}
@@ -97,20 +98,4 @@ func programOf(kind transport.BundleKind) string {
 		return "kagimori-gate"
 	}
 	return "kagimori"
-}
-
-func write(f *os.File, data []byte) error {
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
