@@ -65,7 +65,7 @@ func TestOfferEndsInTime(t *testing.T) {
 		}
 		move(s)
 		if state, _ := o.source.State(); state != keycopy.Ended {
-			t.Errorf("%s: the offer is %s", name, state)
+			t.Fatalf("%s: the offer is %s", name, state)
 		}
 		if <-o.done; o.outcome.Reason != keycopy.EndExpired {
 			t.Errorf("%s: ended as %s", name, o.outcome.Reason)

@@ -29,10 +29,7 @@ func TestWrongOperatorCodes(t *testing.T) {
 			t.Errorf("attempt %d: next %q, want %q", n, p.Next, words)
 		}
 	}
-	if state, _ := o.source.State(); state != keycopy.Ended {
-		t.Fatalf("the offer is %s after %d wrong codes", state, keycopy.CodeAttempts)
-	}
-	<-o.done
+	r.killed(o)
 	if _, err := o.result(); !errors.Is(err, &control.Problem{Kind: control.Refused}) {
 		t.Errorf("the offer ended with %v", err)
 	}
@@ -93,6 +90,15 @@ func failures(t testing.TB, a *Agent, r role) int {
 	return len(log.Failures)
 }
 
+// killed waits for the end of an offer that wrong codes have ended.
+func (r *copyRig) killed(o *offering) {
+	r.t.Helper()
+	if state, _ := o.source.State(); state != keycopy.Ended {
+		r.t.Fatalf("the offer is %s after %d wrong codes", state, keycopy.CodeAttempts)
+	}
+	<-o.done
+}
+
 // told waits for an offer's next event of that step.
 func (r *copyRig) told(o *offering, step string) KeycopyEvent {
 	r.t.Helper()
@@ -130,7 +136,7 @@ func TestFreshCodeAfterThreeWrongOnes(t *testing.T) {
 			t.Errorf("the old terminal was not told %q:\n%s", words, all)
 		}
 	}
-	<-o.done
+	r.killed(o)
 	o, code = r.arm()
 	// The spent one is refused here, before the old terminal hears of it.
 	_, _, err := r.fetch(o, bad)

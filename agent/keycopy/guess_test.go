@@ -40,7 +40,7 @@ func TestWrongOperatorCode(t *testing.T) {
 			t.Errorf("event %+v", e)
 		}
 		if state, _ := r.source.State(); (state == Armed) != (i < 2) {
-			t.Errorf("%s after %d attempts", state, i+1)
+			t.Fatalf("%s after %d attempts", state, i+1)
 		}
 	}
 	r.wantWiped(t)

@@ -154,6 +154,9 @@ func TestWrongCodesOverTLS(t *testing.T) {
 			t.Error("a wrong code is kept, or something was granted")
 		}
 	}
+	if state, _ := r.source.State(); state != Ended {
+		t.Fatalf("%s after %d wrong codes", state, CodeAttempts)
+	}
 	if o := r.ended(t); o.Reason != EndKilled {
 		t.Errorf("%+v", o)
 	}

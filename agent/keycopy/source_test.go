@@ -277,6 +277,35 @@ func TestLockedRoleGivesNoVerdict(t *testing.T) {
 	}
 }
 
+// An attempt that could not be counted, because the role is locked or the disk
+// failed, is not judged: the answer is the same for a right code and a wrong
+// one, and it is held against nobody. req: C3
+func TestUncountedAttemptGetsNoVerdict(t *testing.T) {
+	for _, digits := range []string{"12345678", "00000000"} {
+		for want, spoil := range map[transport.KeycopyFault]func(*rig){
+			transport.KeycopyNotArmed: func(r *rig) {
+				r.sourceLedger.log = AttemptLog{Since: r.now.Wall.Unix(), Level: 1}
+			},
+			transport.KeycopyStoreFailed: func(r *rig) { r.sourceLedger.failOn = "count" },
+		} {
+			r := newRig(t, 1)
+			r.target = NewTarget(r.targetConfig, r.typed(digits))
+			spoil(r)
+			sc, tc := newChannels()
+			sourceErr, targetErr := r.pump(t.Context(), sc, tc, func(h hop) transport.KeycopyFrame { return noKeyFrames(t, h) })
+			wantFault(t, "source, code "+digits, sourceErr, want, false)
+			wantFault(t, "target, code "+digits, targetErr, want, true)
+			if r.sourceLedger.counted != 0 || r.source.failures != 0 || slices.Contains(r.kinds(), EventRefused) {
+				t.Errorf("%s, code %s: %d counted, %d failures, events %v", want, digits, r.sourceLedger.counted, r.source.failures, r.kinds())
+			}
+			if state, _ := r.source.State(); state != Armed {
+				t.Errorf("%s, code %s: %s", want, digits, state)
+			}
+			r.wantInstalled(t, nil)
+		}
+	}
+}
+
 func TestWatchEndsWithTheCode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 1)

@@ -1,0 +1,84 @@
+package agent
+
+import (
+	"errors"
+	"slices"
+	"testing"
+
+	"github.com/kagimori/kagimori/agent/store"
+	"github.com/kagimori/kagimori/transport"
+)
+
+// copiesOf gives what a terminal has on record of its copies.
+func copiesOf(t testing.TB, a *Agent) (list []copyRecord) {
+	t.Helper()
+	err := a.vault.store.View(func(tx *store.Tx) error {
+		return tx.Each(bucketCopies, func(_ string, decode func(any) error) error {
+			var r copyRecord
+			err := decode(&r)
+			list = append(list, r)
+			return err
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// By the time that the new terminal learns that the codes match, the old one
+// has durably on record who gets which keys: should its power fail now, it
+// still knows. req: C9
+func TestCopyIsOnRecordBeforeKeysLeave(t *testing.T) {
+	r := newCopyRig(t, "maps-1", "tiles-1")
+	o, code := r.arm()
+	want := []transport.Name{"maps-1", "tiles-1"}
+	granted := false
+	_, err := r.new.fetch(t.Context(), o.chosen.Listen, code, nil, func(ev KeycopyEvent) {
+		if ev.Step != "granted" {
+			return
+		}
+		granted = true
+		list := copiesOf(t, r.old)
+		if len(list) != 1 {
+			t.Fatalf("%d copies on record at the grant", len(list))
+		}
+		if c := list[0]; c.Role != roleSource || c.Peer != r.new.vault.device || !slices.Equal(c.Items, want) || len(c.Taken) != 0 {
+			t.Errorf("on record at the grant: %+v", c)
+		}
+	})
+	if err != nil || !granted {
+		t.Fatalf("granted %v, %v", granted, err)
+	}
+	<-o.done
+	if list := copiesOf(t, r.old); len(list) != 1 || !slices.Equal(list[0].Taken, want) {
+		t.Errorf("on record after the receipt: %+v", list)
+	}
+}
+
+// The old terminal's disk fails before each of the commits that precede the
+// grant: the attempt, the success, the record of the copy. No verdict goes out
+// that is not counted, and no key that is not on record. req: C3, C9
+func TestDiskFailsBeforeTheGrant(t *testing.T) {
+	for k := range 3 {
+		for _, right := range []bool{true, false} {
+			r := newCopyRig(t, "maps-1")
+			o, code := r.arm()
+			r.old.vault.store = &dyingStore{Store: r.old.vault.store.(*store.Store), left: k}
+			want := transport.KeycopyStoreFailed
+			if !right {
+				if code = wrong(t, code); k > 0 {
+					want = transport.KeycopyAuthFailed // it is counted
+				}
+			}
+			_, steps, err := r.fetch(o, code)
+			if !errors.Is(err, want) {
+				t.Errorf("commit %d, right %v: %v, want %v", k+1, right, err, want)
+			}
+			if slices.ContainsFunc(steps, func(ev KeycopyEvent) bool { return ev.Step == "granted" }) || len(ids(t, r.new)) != 0 {
+				t.Errorf("commit %d, right %v: granted", k+1, right)
+			}
+			r.old.disarm()
+		}
+	}
+}
