@@ -55,7 +55,7 @@ func (s *Server) credentialRequest(ctx context.Context, ses *session, m *transpo
 			return refusal(transport.FaultRequest, err.Error()), nil
 		}
 		if err != nil {
-			return outcome{}, err
+			return outcome{}, later(err)
 		}
 		err = s.store.Update(ctx, s.by(ses.actor()), func(tx *store.Tx) (err error) {
 			if o, err = s.orderFor(tx, ses, m.Command); err != nil || o.command.Serial != nil {

@@ -137,7 +137,7 @@ func (s *Server) enrollProven(ctx context.Context, n *enrollment, m *transport.E
 		return refusal(transport.FaultRequest, err.Error()), nil
 	}
 	if err != nil {
-		return outcome{}, err
+		return outcome{}, later(err)
 	}
 	var leaf []byte
 	var until time.Time

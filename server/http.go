@@ -133,12 +133,17 @@ func (s *Server) storeHealth(ctx context.Context) error {
 	if age := now.Sub(h.at); age >= 0 && age < healthFresh {
 		return h.store
 	}
-	h.store = s.store.Update(context.WithoutCancel(ctx), s.by(actorServer), func(tx *store.Tx) error {
-		return tx.PutMeta(metaHeartbeat, []byte(tx.By().At.UTC().Format(time.RFC3339)))
-	})
+	h.store = s.heartbeat(context.WithoutCancel(ctx))
 	h.at = now
 	if h.store != nil {
 		s.log.Error("the database cannot be written", "err", h.store)
 	}
 	return h.store
+}
+
+// heartbeat writes something to the disk.
+func (s *Server) heartbeat(ctx context.Context) error {
+	return s.store.Update(ctx, s.by(actorServer), func(tx *store.Tx) error {
+		return tx.PutMeta(metaHeartbeat, []byte(tx.By().At.UTC().Format(time.RFC3339)))
+	})
 }

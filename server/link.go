@@ -13,8 +13,7 @@ import (
 	"github.com/kagimori/kagimori/transport"
 )
 
-// link joins the conversations to the broker. It is the one file that touches
-// it: who may connect, what a message leads to, who is woken and who is cut off.
+// link joins the conversations to the broker: who may connect, what a message leads to, who is woken and who is cut off.
 type link Server
 
 var _ broker.Handler = (*link)(nil)
@@ -108,9 +107,10 @@ func (l *link) Disconnected(p broker.Peer, why error) {
 	}
 }
 
-// Receive has a message answered. It acknowledges also what was refused, and
-// what failed for a reason that may pass: the answer says so, and the truth is
-// the terminal's own record until it has a better answer.
+// Receive has a message answered. It acknowledges what was refused, and what
+// failed before it had an effect, since the answer says so. Of a store that
+// fails nobody knows what it has kept: then there is neither answer nor PUBACK,
+// and the terminal connects anew and repeats what it has to say (DESIGN D1).
 func (l *link) Receive(ctx context.Context, p broker.Peer, payload []byte) error {
 	s := (*Server)(l)
 	ses := s.sessions.get(p.Session)
@@ -122,15 +122,17 @@ func (l *link) Receive(ctx context.Context, p broker.Peer, payload []byte) error
 			return err
 		}
 	}
-	if !ses.greeted {
-		ses.greeted = true
-		if ses.enroll == nil {
-			s.greet(ctx, ses.terminal)
+	if ses.enroll == nil && !ses.greeted {
+		if err := s.greet(ctx, ses); err != nil {
+			return err
 		}
 	}
 	e, out, err := s.answer(ctx, ses, payload)
 	if err != nil {
 		s.log.Error("message is not answered", "segment", p.Segment, "type", typeOf(e), "err", err)
+		if !errors.Is(err, errLater) {
+			return err
+		}
 	}
 	if out.reply != nil {
 		s.send(p.Segment, e, out.reply)
@@ -147,14 +149,24 @@ func typeOf(e *transport.Envelope) string {
 }
 
 // send packs a message and hands it to the broker. Whether it arrives is the
-// receiver's to say.
-func (s *Server) send(segment string, reply *transport.Envelope, body transport.Body) {
+// receiver's to say. An error has been logged, unless it is
+// broker.ErrNotConnected.
+func (s *Server) send(segment string, reply *transport.Envelope, body transport.Body) error {
 	payload, err := transport.Pack(s.cfg.Random, s.cfg.Now(), reply, body)
 	if err == nil {
 		err = s.broker.Send(segment, payload)
 	}
 	if err != nil && !errors.Is(err, broker.ErrNotConnected) {
 		s.log.Warn("message not sent", "segment", segment, "type", body.Type(), "err", err)
+	}
+	return err
+}
+
+// push is send for what the receiver would never miss by itself: whoever
+// cannot be told is cut off, and is told when it is back.
+func (s *Server) push(name transport.Name, body transport.Body) {
+	if err := s.send(string(name), nil, body); err != nil && !errors.Is(err, broker.ErrNotConnected) {
+		s.broker.Kick(string(name), "it cannot be told what is revoked")
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/kagimori/kagimori/server/ca"
-	"github.com/kagimori/kagimori/server/store"
 	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/mqtt"
 )
@@ -367,26 +366,4 @@ func TestGarbageOverTheWire(t *testing.T) {
 	fault(t, "the server's own message", w.receive("fault"), transport.FaultUnknown)
 	w.send(&transport.CommandPoll{})
 	w.receive("command.next")
-}
-
-// A database that cannot be written: the terminal is asked to come later, and
-// is served once it can.
-func TestBlockedDiskIsSaidToTerminals(t *testing.T) {
-	r := newRig(t)
-	r.addGate("maps")
-	x, _ := r.terminal("nav-001")
-	p := r.order("nav-001", "maps")
-	k := r.as("nav-001", x)
-	m := &transport.CredentialRequest{Command: p.Command, CSR: csr(t, newKey(t), transport.URI{})}
-	release := r.blockDisk()
-	payload, err := transport.Pack(rand.Reader, time.Now(), nil, m)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, out, err := r.s.answer(t.Context(), k.ses, payload)
-	if f, ok := out.reply.(*transport.Fault); !ok || f.Code != transport.FaultLater || !errors.Is(err, store.ErrWrite) {
-		t.Errorf("%+v, %v", out, err)
-	}
-	release()
-	want[transport.CredentialCertificate](t, k.say(m))
 }

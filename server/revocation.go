@@ -67,8 +67,6 @@ const maintainEvery = time.Minute
 func (s *Server) maintain(ctx context.Context) error {
 	due := time.NewTicker(min(maintainEvery, s.cfg.Lifetimes.CRL/8))
 	defer due.Stop()
-	beat := time.NewTicker(s.cfg.BeatEvery)
-	defer beat.Stop()
 	for {
 		if err := s.renewLists(ctx); err != nil && ctx.Err() == nil {
 			s.log.Error("revocation lists are not renewed", "err", err)
@@ -80,8 +78,7 @@ func (s *Server) maintain(ctx context.Context) error {
 			select {
 			case <-ctx.Done():
 				return nil
-			case <-beat.C:
-				s.cfg.Beat()
+			case <-s.turn:
 			case <-due.C:
 				waiting = false
 			}

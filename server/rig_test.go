@@ -31,6 +31,7 @@ import (
 type rig struct {
 	t       testing.TB
 	dir     string
+	tweak   func(*Config)
 	socket  string
 	s       *Server
 	admin   *control.Client
@@ -60,7 +61,7 @@ func newRig(t testing.TB) *rig {
 // newRigNow is for fuzz targets, which cannot run in parallel.
 func newRigNow(t testing.TB) *rig {
 	t.Helper()
-	r := &rig{t: t, dir: filepath.Join(t.TempDir(), "state")}
+	r := &rig{t: t, dir: filepath.Join(t.TempDir(), "state"), tweak: func(*Config) {}}
 	l, err := broker.Listen(t.Context(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -125,8 +126,9 @@ func (r *rig) start(l net.Listener) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.s, err = New(r.t.Context(), Config{Version: "test", Now: r.now, Access: access, Lifetimes: Lifetimes{Backdate: time.Minute}}, st, module, quiet())
-	if err != nil {
+	cfg := Config{Version: "test", Now: r.now, Access: access, Lifetimes: Lifetimes{Backdate: time.Minute}}
+	r.tweak(&cfg)
+	if r.s, err = New(r.t.Context(), cfg, st, module, quiet()); err != nil {
 		r.t.Fatal(err)
 	}
 	r.socket = filepath.Join(filepath.Dir(r.dir), "control.sock")

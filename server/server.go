@@ -12,7 +12,7 @@
 //   - credential_order.go, _renew.go, _revoke.go, _list.go: so of credentials
 //   - audit.go, revocation.go, identity.go, http.go, http_door.go, init.go
 //
-// Around them stand link.go, the one file that touches the broker, and
+// Around them stand link.go, which joins them to the broker, alive.go, and
 // control.go, the table of what the control socket offers. Beneath: store (the
 // truth), ca (signatures), broker (the wire). server/cmd/kagimori-server is
 // the program.
@@ -36,6 +36,7 @@ import (
 	"github.com/kagimori/kagimori/server/broker"
 	"github.com/kagimori/kagimori/server/ca"
 	"github.com/kagimori/kagimori/server/store"
+	"github.com/kagimori/kagimori/systemd"
 	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/control"
 )
@@ -58,10 +59,8 @@ type Config struct {
 	Random io.Reader
 	// Broker may tune the broker; its TLS is set here.
 	Broker broker.Config
-	// Beat, if set, is called at least every BeatEvery while the maintenance
-	// loop turns.
-	Beat      func()
-	BeatEvery time.Duration
+	// Watchdog is fed by each part of the server that lives; nil: by none.
+	Watchdog *systemd.Watchdog
 }
 
 func (c Config) withDefaults() Config {
@@ -75,15 +74,11 @@ func (c Config) withDefaults() Config {
 	set(&c.Lifetimes.Service, 90*day)
 	set(&c.Lifetimes.Server, 365*day)
 	set(&c.Lifetimes.CRL, day)
-	set(&c.BeatEvery, time.Minute)
 	if c.Now == nil {
 		c.Now = time.Now
 	}
 	if c.Random == nil {
 		c.Random = rand.Reader
-	}
-	if c.Beat == nil {
-		c.Beat = func() {}
 	}
 	return c
 }
@@ -105,12 +100,13 @@ type Server struct {
 	sessions sessions
 	settled  settled
 	health   health
+	turn     chan struct{} // taken by the maintenance loop, to show that it turns
 }
 
 // New makes the server of the deployment in st, which Init made. st and module
 // stay the caller's to close, after Close.
 func New(ctx context.Context, cfg Config, st *store.Store, module hsm.Module, log *slog.Logger) (_ *Server, err error) {
-	s := &Server{cfg: cfg.withDefaults(), store: st, module: module, log: log, decoy: hsm.RandomSecret(transport.CommonKeySize)}
+	s := &Server{cfg: cfg.withDefaults(), store: st, module: module, log: log, decoy: hsm.RandomSecret(transport.CommonKeySize), turn: make(chan struct{})}
 	s.sessions.by = map[uint64]*session{}
 	s.settled.wait = map[transport.ID][]chan struct{}{}
 	defer func() {
@@ -196,6 +192,9 @@ func (s *Server) Run(ctx context.Context, l Listeners) error {
 	run("http", func(ctx context.Context) error { return s.serveHTTP(ctx, l.HTTP) })
 	run("control", func(ctx context.Context) error { return s.control.Serve(ctx, l.Control) })
 	run("maintenance", s.maintain)
+	if s.cfg.Watchdog != nil {
+		wg.Go(func() { s.watch(ctx, l) })
+	}
 	s.log.Info("server runs", "deployment", s.deployment.Name, "mqtt", l.MQTT.Addr(), "http", l.HTTP.Addr())
 	wg.Wait()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {

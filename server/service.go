@@ -2,8 +2,11 @@ package server
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 
+	"github.com/kagimori/kagimori/server/broker"
 	"github.com/kagimori/kagimori/server/ca"
 	"github.com/kagimori/kagimori/server/store"
 	"github.com/kagimori/kagimori/transport"
@@ -37,25 +40,35 @@ func (s *Server) revokedMessage(tx *store.Tx, issuer string) (*transport.Service
 	return m, nil
 }
 
-// greet tells a client what is revoked, when it has connected and listens.
-func (s *Server) greet(ctx context.Context, terminal transport.Name) {
+// greet tells a client what is revoked, when it has connected and listens. A
+// client that cannot be told is not served: it would go by the list that it
+// has for as long as it is connected.
+func (s *Server) greet(ctx context.Context, ses *session) error {
 	var m *transport.ServiceRevoked
 	err := s.store.View(ctx, func(tx *store.Tx) error {
-		x, err := tx.Terminal(terminal)
+		x, err := tx.Terminal(ses.terminal)
 		if err != nil {
 			return err
 		}
 		m, err = s.revokedMessage(tx, listFor(x))
 		return err
 	})
-	if err != nil {
-		s.log.Error("client is not told what is revoked", "terminal", terminal, "err", err)
-		return
+	if err == nil {
+		err = s.send(string(ses.terminal), nil, m)
 	}
-	s.send(string(terminal), nil, m)
+	switch {
+	case errors.Is(err, store.ErrNotFound), errors.Is(err, broker.ErrNotConnected):
+		return nil // it was removed, or listens later
+	case err != nil:
+		return fmt.Errorf("tell what is revoked: %w", err)
+	}
+	ses.greeted = true
+	return nil
 }
 
 // tellRevoked tells every connected client whose list has changed (req: L10).
+// Who cannot be told is cut off: a gate takes its list for the present one as
+// long as it is connected.
 func (s *Server) tellRevoked(ctx context.Context, issuers []string) {
 	toGates, toTerminals := slices.Contains(issuers, ca.Service), slices.Contains(issuers, ca.Server)
 	if !toGates && !toTerminals {
@@ -74,15 +87,18 @@ func (s *Server) tellRevoked(ctx context.Context, issuers []string) {
 		return err
 	})
 	if err != nil {
-		s.log.Error("clients are not told what is revoked", "err", err)
+		s.log.Error("clients cannot be told what is revoked, and are cut off", "err", err)
+		for _, name := range s.sessions.terminals() {
+			s.broker.Kick(string(name), "the list of what is revoked cannot be read")
+		}
 		return
 	}
 	for _, name := range s.sessions.terminals() {
 		switch gate := slices.Contains(gates, name); {
 		case gate && toGates:
-			s.send(string(name), nil, service)
+			s.push(name, service)
 		case !gate && toTerminals:
-			s.send(string(name), nil, server)
+			s.push(name, server)
 		}
 	}
 }

@@ -23,7 +23,7 @@ type session struct {
 	device   transport.DeviceID // whose key the TLS handshake proved
 	nonce    [32]byte           // what proofs of holding on this connection are made over
 	given    bool               // the terminal has the nonce
-	greeted  bool               // its first message has come, so it has subscribed
+	greeted  bool               // it has been told what is revoked, so it has subscribed
 	enroll   *enrollment        // only while it enrolls
 	pace     *rate.Limiter      // of its messages
 	warned   time.Time          // when it last put a line into the log
@@ -75,9 +75,14 @@ func refusal(code transport.FaultCode, text string) outcome {
 // errGone is a terminal whose identity was refused after it had connected.
 var errGone = errors.New("the terminal is no longer enrolled with this device")
 
+// errLater wraps what failed before anything was changed.
+var errLater = errors.New("not now")
+
+func later(err error) error { return fmt.Errorf("%w: %w", errLater, err) }
+
 // answer is the whole of what a connected client can make the server do. It
-// changes nothing but the store and ses. An error means that nothing is
-// known about the effect; the caller lets the terminal try again.
+// changes nothing but the store and ses. After an error that is not errLater
+// nothing is known about the effect, and nothing may be said about it.
 func (s *Server) answer(ctx context.Context, ses *session, payload []byte) (*transport.Envelope, outcome, error) {
 	limit := transport.MaxEnvelope
 	if ses.enroll != nil {
@@ -95,8 +100,10 @@ func (s *Server) answer(ctx context.Context, ses *session, payload []byte) (*tra
 		out := refusal(transport.FaultRefused, "")
 		out.kick = map[transport.Name]string{ses.terminal: err.Error()}
 		return e, out, nil
-	case err != nil:
+	case errors.Is(err, errLater):
 		return e, refusal(transport.FaultLater, ""), err
+	case err != nil:
+		return e, outcome{}, err
 	}
 	return e, out, nil
 }

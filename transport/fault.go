@@ -12,7 +12,7 @@ const (
 	FaultRefused                        // not expected, wrong proof, or not yours: never says which
 	FaultDevice                         // the terminal is enrolled with another device
 	FaultRequest                        // the signing request does not fit the order
-	FaultLater                          // the server is busy or cannot write: try again
+	FaultLater                          // not now, and nothing was changed: try again
 	FaultClosed                         // the command is settled already
 )
 

@@ -127,6 +127,7 @@ type Broker struct {
 	noise   *quiet
 	crowd   *quiet
 	session atomic.Uint64
+	turned  chan struct{} // the accept loop has come round since Probe looked
 	count   counters
 }
 
@@ -146,6 +147,7 @@ func New(cfg Config, h Handler, log *slog.Logger) (*Broker, error) {
 		links:   newLinks(),
 		slots:   make(chan struct{}, maxHandshake),
 		enroll:  newLimiter(cfg.EnrollAddress, cfg.EnrollTotal),
+		turned:  make(chan struct{}, 1),
 		noise:   newQuiet(log, quietRate),
 		crowd:   newQuiet(log, crowdRate),
 	}

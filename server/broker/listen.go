@@ -46,6 +46,10 @@ const (
 func (b *Broker) accept(ctx context.Context, ln net.Listener, take func(net.Conn)) error {
 	pause, failed := acceptPauseMin, 0
 	for {
+		select {
+		case b.turned <- struct{}{}:
+		default:
+		}
 		conn, err := ln.Accept()
 		switch {
 		case err == nil:

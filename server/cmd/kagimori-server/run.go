@@ -69,9 +69,8 @@ func run(ctx context.Context, cfg configs.Server, log *slog.Logger) error {
 	}
 	notifier := systemd.NewNotifier(log)
 	watchdog := systemd.NewWatchdog(notifier, interval, log)
-	loop := watchdog.Loop("maintenance")
 	s, err := server.New(ctx, server.Config{
-		Version: verb.Version, Access: access, Beat: loop.Beat, BeatEvery: watchdog.Every(),
+		Version: verb.Version, Access: access, Watchdog: watchdog,
 		Lifetimes: server.Lifetimes{
 			Identity: cfg.CA.IdentityLifetime.D(), Service: cfg.CA.ServiceLifetime.D(), Server: cfg.CA.ServerLifetime.D(),
 			CRL: cfg.CA.CRLLifetime.D(), Backdate: cfg.CA.Backdate.D(),
