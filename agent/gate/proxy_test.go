@@ -234,7 +234,7 @@ func TestLargeBodiesStream(t *testing.T) {
 		n, err := io.Copy(got, r)
 		io.CopyN(expect, rand.NewChaCha8([32]byte{1}), size)
 		if n != size || err != nil || !bytes.Equal(got.Sum(nil), expect.Sum(nil)) || resp.Trailer.Get("Digest") != "done" {
-			t.Errorf("the terminal got %d bytes, %v, trailer %v", n, err, resp.Trailer)
+			t.Errorf("the terminal got %d bytes, %v, trailer %v\n%s", n, err, resp.Trailer, h.log)
 		}
 		resp.Body.Close()
 	}
