@@ -169,7 +169,12 @@ func (s *session) certificate(m *transport.CredentialCertificate) error {
 		return s.give(m.Command, refuse("the certificate that the server issued was not accepted: %v", err))
 	}
 	h := holdingRecord{Record: *record, Origin: OriginIssue, Since: s.clock.Stamp()}
-	return s.give(m.Command, step{state: transport.CommandDone, effect: func(tx *store.Tx) error { return hold(tx, &h) }})
+	return s.give(m.Command, step{state: transport.CommandDone, effect: func(tx *store.Tx) error {
+		if err := hold(tx, &h); err != nil {
+			return err
+		}
+		return supersede(tx, &h.Record)
+	}})
 }
 
 // requestRefused settles an order that the server did not let through.

@@ -78,6 +78,20 @@ func hold(tx *store.Tx, h *holdingRecord) error {
 	return tx.Put(bucketClaims, string(h.Record.ID), &claimRecord{Source: h.Source, Time: h.Since})
 }
 
+// supersede invalidates what was issued to this device for the same end before:
+// a device has one credential of its own for a service (req: L6), and the
+// server issues another only when the one before is no longer good.
+func supersede(tx *store.Tx, by *transport.CredentialRecord) error {
+	return eachHolding(tx, func(h *holdingRecord) error {
+		r := &h.Record
+		if h.Origin != OriginIssue || r.ID == by.ID || r.Service != by.Service || r.Usage != by.Usage || r.State != transport.CredentialActive {
+			return nil
+		}
+		r.State = transport.CredentialInvalid
+		return tx.Put(bucketCredentials, string(r.ID), h)
+	})
+}
+
 // eachHolding calls fn for every holding and wipes it afterwards.
 func eachHolding(tx *store.Tx, fn func(*holdingRecord) error) error {
 	return tx.Each(bucketCredentials, func(_ string, decode func(any) error) error {

@@ -191,3 +191,26 @@ func TestPickTheCredentialInForce(t *testing.T) {
 		t.Error("the record carries the secret")
 	}
 }
+
+// What the server issues for a service takes the place of what it issued before,
+// even when both end at the same second; a copy stays as it is.
+//
+// req: L6
+func TestIssuedCredentialSupersedesTheOneBefore(t *testing.T) {
+	c := newConversation(t)
+	c.copied("maps-copy", transport.DeviceID{9})
+	for _, id := range []transport.Name{"maps-b", "maps-a"} {
+		c.server.order(order(id))
+		c.push(&transport.CommandReady{})
+		if h := c.holding(id); h == nil || h.Record.State != transport.CredentialActive {
+			t.Fatalf("%s: %+v", id, h)
+		}
+	}
+	if h := c.holding("maps-b"); h == nil || h.Record.State != transport.CredentialInvalid {
+		t.Errorf("the one before: %+v", h)
+	}
+	if h := c.holding("maps-copy"); h == nil || h.Record.State != transport.CredentialActive {
+		t.Errorf("the copy: %+v", h)
+	}
+	c.noErrors()
+}
