@@ -51,6 +51,9 @@ type listener struct {
 	lock *os.File
 }
 
+// Addr is where callers find it; it was bound under another name.
+func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
+
 // Close takes the socket away while the lock is still held: it cannot be
 // another daemon's. The lock file stays, since removing it would race.
 func (l *listener) Close() error {

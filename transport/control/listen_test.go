@@ -145,6 +145,9 @@ func TestListen(t *testing.T) {
 	if fi, err := os.Stat(path); err != nil || fi.Mode() != fs.ModeSocket|0o640 {
 		t.Errorf("socket: %v, %v", fi, err)
 	}
+	if at := l.Addr().String(); at != path {
+		t.Errorf("it says that it listens at %s", at)
+	}
 	if _, err := Listen(path, 0o640); !errors.Is(err, &Problem{Kind: Conflict}) || AsProblem(err).Next == "" {
 		t.Errorf("a second daemon: %v", err)
 	}
