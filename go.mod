@@ -38,3 +38,6 @@ require (
 	modernc.org/mathutil v1.7.1 // indirect
 	modernc.org/memory v1.12.1 // indirect
 )
+
+// Neither MQTT library can be built without a websocket library; see there.
+replace github.com/gorilla/websocket => ./transport/mqtt/nowebsocket
