@@ -113,25 +113,34 @@ func isDial(err error) bool {
 // body gives the terminal stallTime for each piece of a request's body. The
 // deadline stays when it is not read to its end: the HTTP server then reads a
 // good part of the rest before it sends the answer, and would wait for ever.
+//
+// Past its end it is not asked again: the transport probes for surplus bytes,
+// perhaps after the HTTP server has closed the body, and would take that error
+// for a reason to cut the service's answer off.
 type body struct {
 	io.ReadCloser
 	control *http.ResponseController
 	session *session
+	ended   bool
 }
 
 func newBody(w http.ResponseWriter, r *http.Request) *body {
-	b := &body{r.Body, http.NewResponseController(w), sessionOf(r)}
+	b := &body{ReadCloser: r.Body, control: http.NewResponseController(w), session: sessionOf(r)}
 	b.control.SetReadDeadline(time.Now().Add(stallTime))
 	return b
 }
 
 func (b *body) Read(p []byte) (int, error) {
+	if b.ended {
+		return 0, io.EOF
+	}
 	if err := b.control.SetReadDeadline(time.Now().Add(stallTime)); err != nil {
 		return 0, err
 	}
 	n, err := b.ReadCloser.Read(p)
 	switch {
 	case errors.Is(err, io.EOF):
+		b.ended = true
 		b.control.SetReadDeadline(time.Time{})
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		b.session.stalled.Store(true)
