@@ -16,7 +16,7 @@ import (
 	"github.com/kagimori/kagimori/transport/tcp"
 )
 
-// The shell of the key copy (DESIGN D10, KEYCOPY.md): agent/keycopy decides,
+// The shell of the key copy (DESIGN D10, docs/keycopy.md): agent/keycopy decides,
 // transport/tcp carries, this file gives both what they need of this terminal.
 // keycopy_offer.go is the old terminal's end, keycopy_fetch.go the new one's.
 

@@ -62,6 +62,7 @@ func Unmarshal(data []byte, v any, limit int) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
+	defer clear(again) // it may hold a secret; data is the caller's to wipe
 	if !bytes.Equal(again, data) {
 		return fmt.Errorf("%w: not the deterministic encoding", ErrMalformed)
 	}
