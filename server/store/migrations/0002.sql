@@ -1,0 +1,31 @@
+-- 0002: key storage in the field. What a terminal must prove of its key storage,
+-- security codes that are replaced, keys of stores that are given back.
+
+-- attest: 'none', or 'required': enrollment needs proof of a TPM, and the bundle
+-- leaves the security code out.
+ALTER TABLE terminals ADD COLUMN attest TEXT NOT NULL DEFAULT 'none';
+
+-- SHA-256 of the endorsement key that a device proved; NULL: it proved none.
+ALTER TABLE devices ADD COLUMN endorsement BLOB;
+
+-- 'active': given to terminals and accepted; 'retired': terminals were told to
+-- forget it.
+ALTER TABLE codes ADD COLUMN state TEXT NOT NULL DEFAULT 'active';
+
+-- Stores whose key a terminal has lost and asks back. wrap is the store key under
+-- our recovery key, as the terminal kept it; recipient is the terminal's key that
+-- the answer is sealed to; origin is the device that wrapped it.
+CREATE TABLE recoveries (
+  id        BLOB PRIMARY KEY,
+  terminal  TEXT NOT NULL REFERENCES terminals (name),
+  device    BLOB NOT NULL REFERENCES devices (id),
+  origin    BLOB NOT NULL,
+  wrap      BLOB NOT NULL,
+  recipient BLOB NOT NULL,
+  state     TEXT NOT NULL CHECK (state IN ('asked', 'approved', 'denied', 'released')),
+  asked     INTEGER NOT NULL,
+  decided   INTEGER NOT NULL,
+  actor     TEXT NOT NULL,
+  time      INTEGER NOT NULL
+) STRICT;
+CREATE INDEX recoveries_terminal ON recoveries (terminal);
