@@ -40,6 +40,12 @@ const (
 	PurposeSeal Purpose = 1
 	PurposeKey  Purpose = 2
 	PurposeMAC  Purpose = 3
+	// PurposeCounter finds a counter, PurposePIN and PurposeBoot are secrets that
+	// open by a PIN or under measurements, PurposeAttest is an attestation key.
+	PurposeCounter Purpose = 4
+	PurposePIN     Purpose = 5
+	PurposeBoot    Purpose = 6
+	PurposeAttest  Purpose = 7
 )
 
 // String names the purpose in errors.
@@ -51,6 +57,14 @@ func (p Purpose) String() string {
 		return "signing key"
 	case PurposeMAC:
 		return "MAC key"
+	case PurposeCounter:
+		return "counter"
+	case PurposePIN:
+		return "secret behind a PIN"
+	case PurposeBoot:
+		return "secret sealed to a boot"
+	case PurposeAttest:
+		return "attestation key"
 	}
 	return fmt.Sprintf("purpose %d", byte(p))
 }
@@ -108,7 +122,7 @@ func Decode(b Blob) (Item, error) {
 		return Item{}, fmt.Errorf("%w: version %d, this program knows %d", ErrBlob, b[0], blobVersion)
 	}
 	i := Item{Kind: Kind(b[1]), Purpose: Purpose(b[2]), Owner: [OwnerSize]byte(b[3:fixedSize])}
-	if i.Kind != KindFile && i.Kind != KindTPM || i.Purpose < PurposeSeal || i.Purpose > PurposeMAC {
+	if i.Kind != KindFile && i.Kind != KindTPM || i.Purpose < PurposeSeal || i.Purpose > PurposeAttest {
 		return Item{}, fmt.Errorf("%w: %v, %v", ErrBlob, i.Kind, i.Purpose)
 	}
 	var ok bool
