@@ -30,6 +30,26 @@ func CheckMACKey(key *Secret) error {
 	return nil
 }
 
+// CheckCounterKey holds Counters to keys of exactly CounterKeySize bytes.
+func CheckCounterKey(key *Secret) error {
+	if n := key.Len(); n != CounterKeySize {
+		return fmt.Errorf("a counter's key of %d bytes, it must be %d", n, CounterKeySize)
+	}
+	return nil
+}
+
+// CheckPIN holds PINs to MinPIN to MaxPIN bytes. A PIN of another length is no
+// guess: it is refused before anything counts it.
+func CheckPIN(pin *Secret) error {
+	switch n := pin.Len(); {
+	case n > MaxPIN:
+		return fmt.Errorf("%w: a PIN of %d bytes, the limit is %d", ErrTooLong, n, MaxPIN)
+	case n < MinPIN:
+		return fmt.Errorf("a PIN of %d bytes, it must have at least %d", n, MinPIN)
+	}
+	return nil
+}
+
 // CheckMessage holds MAC to MaxMACMessage bytes.
 func CheckMessage(message []byte) error {
 	if len(message) > MaxMACMessage {

@@ -13,6 +13,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
+	"path/filepath"
 	"sync"
 
 	"golang.org/x/crypto/chacha20poly1305"
@@ -22,14 +23,18 @@ import (
 
 // Module is a device secret in use.
 type Module struct {
-	id [hsm.OwnerSize]byte // names the device secret, reveals nothing of it
+	id    [hsm.OwnerSize]byte // names the root key, reveals nothing of it
+	place place
 
 	mu     sync.RWMutex // guards all below: Close wipes it
 	closed bool
 	keys   map[hsm.Purpose]*hsm.Secret // one key per purpose
 }
 
-var _ hsm.Module = (*Module)(nil)
+var (
+	_ hsm.Module   = (*Module)(nil)
+	_ hsm.Counters = (*Module)(nil)
+)
 
 // Open takes the device secret at path into use. The first Open makes it,
 // durably, and its directory (0700) as well. A file that others can read, that
@@ -41,18 +46,18 @@ func Open(path string) (*Module, error) {
 		return nil, fmt.Errorf("open device secret: %w", err)
 	}
 	defer secret.Wipe()
-	return derive(secret)
+	return derive(secret, place{dir: filepath.Dir(path), name: filepath.Base(path)})
 }
 
 // derive makes the keys of every purpose out of the device secret (HKDF, RFC
 // 5869, SHA-256). The labels are part of the format of blobs.
-func derive(secret *hsm.Secret) (*Module, error) {
+func derive(secret *hsm.Secret, at place) (*Module, error) {
 	prk, err := hkdf.Extract(sha256.New, secret.Bytes(), []byte("kagimori hsm file/1"))
 	if err != nil {
 		return nil, fmt.Errorf("derive keys: %w", err)
 	}
 	defer clear(prk)
-	m := &Module{keys: map[hsm.Purpose]*hsm.Secret{}}
+	m := &Module{place: at, keys: map[hsm.Purpose]*hsm.Secret{}}
 	id, err := hkdf.Expand(sha256.New, prk, "id", hsm.OwnerSize)
 	if err != nil {
 		return nil, fmt.Errorf("derive keys: %w", err)
@@ -60,6 +65,7 @@ func derive(secret *hsm.Secret) (*Module, error) {
 	m.id = [hsm.OwnerSize]byte(id)
 	for purpose, label := range map[hsm.Purpose]string{
 		hsm.PurposeSeal: "seal", hsm.PurposeKey: "key", hsm.PurposeMAC: "mac",
+		hsm.PurposeCounter: "counter",
 	} {
 		key, err := hkdf.Expand(sha256.New, prk, label, chacha20poly1305.KeySize)
 		if err != nil {
@@ -163,14 +169,34 @@ func (m *Module) unwrap(ctx context.Context, purpose hsm.Purpose, b hsm.Blob) (*
 }
 
 // aead is the cipher of a purpose, while ctx lasts and the module is open.
-func (m *Module) aead(ctx context.Context, purpose hsm.Purpose) (cipher.AEAD, error) {
+func (m *Module) aead(ctx context.Context, purpose hsm.Purpose) (aead cipher.AEAD, err error) {
+	err = m.withKey(ctx, purpose, func(key []byte) error {
+		aead, err = chacha20poly1305.NewX(key)
+		return err
+	})
+	return aead, err
+}
+
+// withKey lends the key of a purpose, while ctx lasts and the module is open.
+func (m *Module) withKey(ctx context.Context, purpose hsm.Purpose, use func(key []byte) error) error {
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return err
 	}
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if m.closed {
-		return nil, hsm.ErrClosed
+		return hsm.ErrClosed
 	}
-	return chacha20poly1305.NewX(m.keys[purpose].Bytes())
+	return use(m.keys[purpose].Bytes())
+}
+
+// mac is HMAC-SHA256 of data under the key of a purpose.
+func (m *Module) mac(ctx context.Context, purpose hsm.Purpose, data []byte) (sum *hsm.Secret, err error) {
+	err = m.withKey(ctx, purpose, func(key []byte) error {
+		h := hmac.New(sha256.New, key)
+		h.Write(data)
+		sum = hsm.NewSecret(h.Sum(nil))
+		return nil
+	})
+	return sum, err
 }
