@@ -18,7 +18,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## the three programs, static, into bin/
-	@$(foreach p,$(programs),CGO_ENABLED=0 $(GO) build $(FLAGS) -o bin/$(p) $(dir_$(p)) &&) true
+	@slim=$$(GO='$(GO)' scripts/slim.sh) && $(foreach p,$(programs),CGO_ENABLED=0 $(GO) build $$slim $(FLAGS) -o bin/$(p) $(dir_$(p)) &&) true
 	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/upstream ./scripts/upstream
 
 demo: ## a terminal is enrolled, replaced, and its successor reaches the service (HSM=tpm: on emulated chips)

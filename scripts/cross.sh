@@ -10,13 +10,14 @@ flags="-s -w -X github.com/kagimori/kagimori/transport/control/verb.Version=$ver
 # amd64 not even there, since that is assembly.
 small="-gcflags=all=-l"
 fast="-gcflags=runtime/...= -gcflags=crypto/internal/...= -gcflags=golang.org/x/crypto/...= -gcflags=filippo.io/...= -gcflags=github.com/gtank/...="
+slim=$(scripts/slim.sh)
 failed=0
 # name GOOS-style settings limit-in-MiB
 while read -r name limit settings; do
 	out=bin/kagimori-linux-$name
 	inline=$fast
 	[ "$name" != amd64 ] || inline=
-	env CGO_ENABLED=0 GOOS=linux $settings go build -trimpath $small $inline -ldflags "$flags" -o "$out" ./agent/cmd/kagimori
+	env CGO_ENABLED=0 GOOS=linux $settings go build -trimpath $slim $small $inline -ldflags "$flags" -o "$out" ./agent/cmd/kagimori
 	bytes=$(wc -c <"$out")
 	printf '%-26s %9d bytes  %5s MiB' "$out" "$bytes" "$(awk "BEGIN {printf \"%.2f\", $bytes/1048576}")"
 	if [ "${1:-}" = size ]; then

@@ -32,11 +32,16 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		bin = dir
+		slim, err := exec.Command("../slim.sh").Output() // as make build does
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "slim.sh: %v\n", err)
+			return 1
+		}
 		for name, pkg := range map[string]string{
 			"kagimori": "./agent/cmd/kagimori", "kagimori-gate": "./agent/cmd/kagimori-gate",
 			"kagimori-server": "./server/cmd/kagimori-server", "upstream": "./scripts/upstream",
 		} {
-			build := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(dir, name), pkg)
+			build := exec.Command("go", "build", "-trimpath", strings.TrimSpace(string(slim)), "-o", filepath.Join(dir, name), pkg)
 			build.Dir = "../.."
 			build.Env = append(os.Environ(), "CGO_ENABLED=0")
 			if out, err := build.CombinedOutput(); err != nil {
