@@ -1,20 +1,13 @@
 package transport
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
-	"strings"
 	"time"
-
-	"golang.org/x/crypto/argon2"
-	"golang.org/x/crypto/chacha20poly1305"
 )
 
 // A provisioning bundle (DESIGN D8) is how a device first learns whom to
-// trust. It is a file sealed under a one-time passphrase: Argon2id, then
-// XChaCha20-Poly1305 with the header as associated data.
+// trust. It is a file sealed under a one-time passphrase (sealed.go).
 
 // BundleKind is what a bundle makes of the device that takes it in.
 type BundleKind string
@@ -58,100 +51,38 @@ var (
 	ErrPassphrase = errors.New("the passphrase does not open this bundle")
 )
 
-const (
-	bundleMagic = "KAGIMORI-BUNDLE-1\n"
-
-	// Argon2id's cost for new bundles: 19 MiB fits the smallest board that we
-	// know (OWASP's second choice). The passphrase has 125 random bits, so the
-	// cost is a second line of defence. A file may ask for at most the limits.
-	argonTime, argonMemory         = 2, 19 << 10 // passes, KiB
-	maxArgonTime, maxArgonMemory   = 8, 64 << 10
-	bundleSaltSize, passphraseBits = 16, 125
-)
-
-type bundleHeader struct {
-	Time   uint32   `cbor:"1,keyasint"`
-	Memory uint32   `cbor:"2,keyasint"` // KiB
-	Salt   [16]byte `cbor:"3,keyasint"`
-	Nonce  [24]byte `cbor:"4,keyasint"`
-}
-
-type bundleFile struct {
-	Header Raw    `cbor:"1,keyasint"`
-	Sealed []byte `cbor:"2,keyasint"`
-}
+const bundleMagic = "KAGIMORI-BUNDLE-1\n"
 
 // SealBundle gives the file's bytes and the passphrase that opens them, which
 // is shown once and kept nowhere.
 func SealBundle(b *Bundle) (file []byte, passphrase Sensitive, err error) {
-	plain, err := Marshal(b)
-	if err != nil {
-		return nil, nil, fmt.Errorf("encode bundle: %w", err)
+	if file, passphrase, err = sealFile(bundleMagic, b); err != nil {
+		return nil, nil, fmt.Errorf("seal bundle: %w", err)
 	}
-	defer clear(plain)
-	h := bundleHeader{Time: argonTime, Memory: argonMemory}
-	rand.Read(h.Salt[:])
-	rand.Read(h.Nonce[:])
-	header, err := Marshal(h)
-	if err != nil {
-		return nil, nil, fmt.Errorf("encode bundle: %w", err)
-	}
-	passphrase = newPassphrase()
-	aead, err := h.aead(passphrase)
-	if err != nil {
-		return nil, nil, err
-	}
-	body, err := Marshal(bundleFile{Header: header, Sealed: aead.Seal(nil, h.Nonce[:], plain, header)})
-	if err != nil {
-		return nil, nil, fmt.Errorf("encode bundle: %w", err)
-	}
-	return append([]byte(bundleMagic), body...), passphrase, nil
+	return file, passphrase, nil
 }
 
 // OpenBundle reads a bundle file. It fails with ErrNotBundle or ErrPassphrase.
 func OpenBundle(file []byte, passphrase Sensitive) (*Bundle, error) {
-	body, ok := strings.CutPrefix(string(file), bundleMagic)
-	if !ok {
-		return nil, ErrNotBundle
-	}
-	var f bundleFile
-	var h bundleHeader
-	if err := Unmarshal([]byte(body), &f, MaxBundle); err != nil {
-		return nil, fmt.Errorf("%w (%w)", ErrNotBundle, err)
-	}
-	if err := Unmarshal(f.Header, &h, len(f.Header)); err != nil {
-		return nil, fmt.Errorf("%w (%w)", ErrNotBundle, err)
-	}
-	if h.Time < 1 || h.Time > maxArgonTime || h.Memory < 1<<10 || h.Memory > maxArgonMemory {
-		return nil, fmt.Errorf("%w (it asks for %d passes over %d KiB)", ErrNotBundle, h.Time, h.Memory)
-	}
-	aead, err := h.aead(normalPassphrase(passphrase))
-	if err != nil {
-		return nil, err
-	}
-	plain, err := aead.Open(nil, h.Nonce[:], f.Sealed, f.Header)
-	if err != nil {
-		return nil, ErrPassphrase
-	}
-	defer clear(plain)
 	var b Bundle
-	if err := Unmarshal(plain, &b, MaxBundle); err != nil {
-		return nil, fmt.Errorf("%w (%w)", ErrNotBundle, err)
+	err := openFile(bundleMagic, file, passphrase, &b, MaxBundle)
+	if err == nil {
+		if wrong := b.check(); wrong != nil {
+			err = fmt.Errorf("%w (%w)", errNotSealed, wrong)
+		}
 	}
-	if err := b.check(); err != nil {
-		b.Wipe()
-		return nil, fmt.Errorf("%w (%w)", ErrNotBundle, err)
+	switch {
+	case err == nil:
+		return &b, nil
+	case errors.Is(err, errOpenSealed):
+		err = ErrPassphrase
+	case err == errNotSealed:
+		err = ErrNotBundle
+	case errors.Is(err, errNotSealed):
+		err = fmt.Errorf("%w: %w", ErrNotBundle, err)
 	}
-	return &b, nil
-}
-
-func (h *bundleHeader) aead(passphrase Sensitive) (interface {
-	Seal(dst, nonce, plaintext, additionalData []byte) []byte
-	Open(dst, nonce, ciphertext, additionalData []byte) ([]byte, error)
-}, error) {
-	key := argon2.IDKey(passphrase, h.Salt[:], h.Time, h.Memory, 1, chacha20poly1305.KeySize)
-	defer clear(key)
-	return chacha20poly1305.NewX(key)
+	b.Wipe()
+	return nil, err
 }
 
 func (b *Bundle) check() error {
@@ -186,49 +117,3 @@ func (b *Bundle) check() error {
 
 // IssuedAt is a lower bound of the present time (DESIGN D12).
 func (b *Bundle) IssuedAt() time.Time { return time.Unix(b.Issued, 0) }
-
-// Crockford's base 32: no i, l, o, u. Five groups of five carry 125 bits.
-const passphraseAlphabet = "0123456789abcdefghjkmnpqrstvwxyz"
-
-func newPassphrase() Sensitive {
-	random := make([]byte, passphraseBits/5)
-	defer clear(random)
-	if _, err := io.ReadFull(rand.Reader, random); err != nil {
-		panic(err) // crypto/rand never fails
-	}
-	var p Sensitive
-	for i, r := range random {
-		if i > 0 && i%5 == 0 {
-			p = append(p, '-')
-		}
-		p = append(p, passphraseAlphabet[r%32])
-	}
-	return p
-}
-
-// normalPassphrase forgives what people do to a passphrase that they read off a
-// screen or paper: case, spaces, missing hyphens, o for 0, i and l for 1.
-func normalPassphrase(typed Sensitive) Sensitive {
-	var p Sensitive
-	n := 0
-	for _, c := range typed {
-		switch {
-		case c >= 'A' && c <= 'Z':
-			c += 'a' - 'A'
-		case c <= ' ' || c == '-':
-			continue
-		}
-		switch c {
-		case 'o':
-			c = '0'
-		case 'i', 'l':
-			c = '1'
-		}
-		if n > 0 && n%5 == 0 {
-			p = append(p, '-')
-		}
-		p = append(p, c)
-		n++
-	}
-	return p
-}

@@ -32,6 +32,13 @@ func every() []Body {
 		&ServiceRevoked{Number: 21, URL: "http://kagimori.test:8880/crl/service", CRL: []byte{22}, Issuer: []byte{23}},
 		&Fault{Code: FaultLater, Text: "why"},
 		&CredentialClaimed{Credential: "cr-1", ServerName: "maps.test", Endpoints: []string{"maps.test:8443"}, Anchors: [][]byte{{17}}},
+		&TerminalState{Incarnation: 1, Recovery: 2},
+		&TerminalNoted{Recovery: 2},
+		&TerminalNoted{Recovery: 2, Key: []byte{24}},
+		&RecoveryRequest{ID: ID{25}, Wrap: RecoveryWrap{Version: 2, Deployment: "demo", Device: DeviceID{26}, Store: ID{27}, Sealed: []byte{28}}, Recipient: []byte{29}},
+		&RecoveryState{ID: ID{25}, State: RecoveryAsked},
+		&RecoveryRelease{ID: ID{25}, Sealed: []byte{30}},
+		&RecoveryTaken{ID: ID{25}},
 	}
 }
 
@@ -46,7 +53,7 @@ func TestGoldenBytes(t *testing.T) {
 		fmt.Fprintf(&got, "%s %s\n", body.Type(), hex.EncodeToString(payload))
 	}
 	compareGolden(t, "testdata/wire.golden", got.Bytes())
-	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 17 {
+	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 24 {
 		t.Errorf("%d messages in the table", n)
 	}
 }
@@ -88,6 +95,7 @@ func FuzzEnvelope(f *testing.F) {
 			opener[EnrollHello], opener[EnrollChallenge], opener[EnrollRequest], opener[EnrollCertificate], opener[CommandReady], opener[CommandPoll],
 			opener[CommandNext], opener[CommandResult], opener[CommandAck], opener[CredentialRequest], opener[CredentialCertificate],
 			opener[CredentialClaim], opener[CredentialClaimed], opener[ServiceRevoked], opener[Fault],
+			opener[TerminalState], opener[TerminalNoted], opener[RecoveryRequest], opener[RecoveryState], opener[RecoveryRelease], opener[RecoveryTaken],
 		} {
 			body, err := open(e)
 			if err != nil {
