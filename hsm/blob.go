@@ -76,7 +76,8 @@ const (
 	blobVersion = 1
 	fixedSize   = 3 + OwnerSize
 	// The longest sealed part is a TPM2B_PRIVATE around MaxSealed bytes, under
-	// 300 bytes; the longest public part a TPMT_PUBLIC of a P-256 key, under 100.
+	// 300 bytes; the longest public part belongs to a secret sealed to the boot:
+	// MaxBootPCRs values, a P-256 key and a TPMT_PUBLIC, under 420.
 	maxPart = 480
 )
 

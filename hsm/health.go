@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
@@ -63,3 +64,7 @@ type LockoutSetter interface {
 	SetLockout(ctx context.Context, password *Secret, limit uint32, recovery, reset time.Duration) error
 	ResetLockout(ctx context.Context, password *Secret) error
 }
+
+// ErrLockoutPassword is a wrong lockout password. The chip takes no other one
+// until Lockout.Reset has passed.
+var ErrLockoutPassword = errors.New("wrong lockout password")
