@@ -26,7 +26,7 @@ func Print(cmd *cobra.Command, v any, human func(w io.Writer)) error {
 		}
 		return nil
 	}
-	w := &screen{w: out, colour: colourful(out)}
+	w := &screen{w: out, colour: colourful(out), width: width(out)}
 	human(w)
 	if w.err != nil {
 		return fmt.Errorf("print result: %w", w.err)
@@ -38,6 +38,7 @@ func Print(cmd *cobra.Command, v any, human func(w io.Writer)) error {
 type screen struct {
 	w      io.Writer
 	colour bool
+	width  int // in characters; 0: no limit
 	err    error
 }
 
@@ -53,6 +54,15 @@ func (s *screen) Write(p []byte) (int, error) {
 // colourful says whether w is a terminal that wants colours (no-color.org).
 func colourful(w io.Writer) bool {
 	return onTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}
+
+// width is how many characters a line of w holds, 0 if it is no terminal.
+func width(w io.Writer) int {
+	if !onTerminal(w) {
+		return 0
+	}
+	n, _, _ := term.GetSize(int(w.(*os.File).Fd()))
+	return n
 }
 
 // onTerminal says whether a person sits at the other end of stream.

@@ -33,6 +33,19 @@ func printProblem(w io.Writer, program string, p *control.Problem, asJSON bool) 
 	}
 }
 
+// Exit ends a verb that has printed its result with an exit code of its own,
+// such as the worst of several findings; 0 is nil. Its help says which there are.
+func Exit(code int) error {
+	if code == 0 {
+		return nil
+	}
+	return exit(code)
+}
+
+type exit int
+
+func (e exit) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
 // plainWords replaces what the standard library says about a context.
 func plainWords(p *control.Problem) *control.Problem {
 	switch {

@@ -71,7 +71,38 @@ func (t *Table) Flush(empty string) {
 		fmt.Fprintln(t.w, empty)
 		return
 	}
+	if s, ok := t.w.(*screen); ok && s.width > 0 {
+		narrow(t.rows, s.width)
+	}
 	writeRows(t.w, t.rows)
+}
+
+// leastColumn is as narrow as a column is made.
+const leastColumn = 8
+
+// narrow cuts the widest columns until rows fit a screen, but never the first
+// one: it holds what other verbs want to be given. --json shows all.
+func narrow(rows [][]Cell, screen int) {
+	widths := columns(rows)
+	for {
+		sum, widest := -2, 0
+		for i, w := range widths {
+			if sum += w + 2; i > 0 && (widest == 0 || w > widths[widest]) {
+				widest = i
+			}
+		}
+		if sum <= screen || widest == 0 || widths[widest] <= leastColumn {
+			break
+		}
+		widths[widest]--
+	}
+	for _, row := range rows {
+		for i := range row {
+			if text := []rune(row[i].text); i > 0 && len(text) > widths[i] {
+				row[i].text = string(text[:widths[i]-1]) + "…"
+			}
+		}
+	}
 }
 
 // Fields prints pairs of name and value, one a line: the detail view.
@@ -83,8 +114,8 @@ func Fields(w io.Writer, pairs ...any) {
 	writeRows(w, rows)
 }
 
-func writeRows(w io.Writer, rows [][]Cell) {
-	var widths []int
+// columns gives the width of each column.
+func columns(rows [][]Cell) (widths []int) {
 	for _, row := range rows {
 		for i, c := range row {
 			if i == len(widths) {
@@ -93,6 +124,11 @@ func writeRows(w io.Writer, rows [][]Cell) {
 			widths[i] = max(widths[i], utf8.RuneCountInString(c.text))
 		}
 	}
+	return widths
+}
+
+func writeRows(w io.Writer, rows [][]Cell) {
+	widths := columns(rows)
 	for _, row := range rows {
 		for i, c := range row {
 			if i == len(row)-1 {

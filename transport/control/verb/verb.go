@@ -116,6 +116,9 @@ func (f *Frame) Run(ctx context.Context, args []string, in io.Reader, out, errOu
 	if err == nil {
 		return 0
 	}
+	if code, ok := err.(exit); ok {
+		return int(code)
+	}
 	p := control.AsProblem(err)
 	if !started && p.Kind == control.Internal { // cobra's own: flags, arguments
 		p = control.Problemf(control.Usage, "see `"+cmd.CommandPath()+" --help`", "%w", err)

@@ -24,6 +24,9 @@ func demo() *Frame {
 					if args[0] == "none" {
 						return control.Problemf(control.NotFound, "list them with `demo credential list`", "no credential %q", args[0])
 					}
+					if args[0] == "odd" {
+						return Exit(23)
+					}
 					return Print(cmd, map[string]string{"id": args[0]}, func(w io.Writer) {
 						t := NewTable(w, "ID", "STATE")
 						t.Row(args[0], Good("in force"))
@@ -76,6 +79,7 @@ func TestProblemsAndExitCodes(t *testing.T) {
 		{"fail now", 2, "demo: `now` is one argument too many\n  next: usage: demo fail; see `demo fail --help`\n"},
 		{"credential show none", 3, "demo: no credential \"none\"\n  next: list them with `demo credential list`\n"},
 		{"fail", 1, "demo: disk on fire\n"},
+		{"credential show odd", 23, ""},
 		{"fail --json", 1, `{"error":{"kind":"internal","message":"disk on fire","exit":1}}` + "\n"},
 		{"fail --nope --json", 2, `{"error":{"kind":"usage","message":"unknown flag: --nope","next":"see ` + "`demo fail --help`" + `","exit":2}}` + "\n"},
 		{"credential show x", 0, ""},
