@@ -39,7 +39,7 @@ func opener(dir string, log *slog.Logger) Opener {
 		if err != nil {
 			return nil, nil, err
 		}
-		s, err := store.Open(ctx, filepath.Join(dir, storeFile), m, log)
+		s, err := store.Open(ctx, storeConfig(dir), m, log)
 		if err != nil {
 			return nil, nil, errors.Join(err, m.Close())
 		}

@@ -71,11 +71,20 @@ func Storage(cfg open.Config, stateDir string, log *slog.Logger) Opener {
 		if err != nil {
 			return nil, nil, err
 		}
-		s, err := store.Open(ctx, filepath.Join(stateDir, storeFile), module, log)
+		s, err := store.Open(ctx, storeConfig(stateDir), module, log)
 		if err != nil {
 			return nil, nil, errors.Join(err, module.Close())
 		}
 		return module, s, nil
+	}
+}
+
+// storeConfig is how an agent keeps its store.
+func storeConfig(stateDir string) store.Config {
+	return store.Config{
+		Path: filepath.Join(stateDir, storeFile),
+		// What holds a key, or says whose they are.
+		Keys: []string{bucketCredentials, bucketIdentity, bucketPending, bucketTerminal},
 	}
 }
 

@@ -54,7 +54,7 @@ func newJournal(t *testing.T) *journal {
 }
 
 func openStore(ctx context.Context, path string, module hsm.Module) (*store.Store, error) {
-	return store.Open(ctx, path, module, slog.New(slog.DiscardHandler))
+	return store.Open(ctx, store.Config{Path: path}, module, slog.New(slog.DiscardHandler))
 }
 
 func newKey(t *testing.T, module hsm.Module) hsm.Signer {

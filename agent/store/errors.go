@@ -14,6 +14,8 @@ var (
 	ErrNewer = errors.New("the store was written by a newer release: install that release again, or one that is newer still")
 	// ErrForeign: the store key was sealed by another hsm module.
 	ErrForeign = errors.New("the store was sealed by another TPM or device secret: put that one back, or move the store away and enroll anew")
+	// ErrOlder: the module's counter says that there was a newer file.
+	ErrOlder = errors.New("this store file is older than the last one: put back the newest, or accept this one as an administrator")
 	// ErrFull: maxSize is reached, or the disk is full. Nothing was changed.
 	ErrFull = errors.New("the store has no room for this: free space on its disk, and look why so many records wait")
 	// ErrFailed: the disk failed in a write, and what is on it is uncertain.

@@ -90,7 +90,7 @@ func (d crashDaemon) open(ctx context.Context) (*Store, hsm.Module, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	s, err := Open(ctx, d.path(), m, quiet)
+	s, err := Open(ctx, Config{Path: d.path()}, m, quiet)
 	if err != nil {
 		return nil, nil, errors.Join(err, m.Close())
 	}

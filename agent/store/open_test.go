@@ -19,7 +19,7 @@ import (
 
 func tryOpen(t testing.TB, path string, m hsm.Module) error {
 	t.Helper()
-	s, err := Open(t.Context(), path, m, slog.New(slog.DiscardHandler))
+	s, err := Open(t.Context(), Config{Path: path}, m, slog.New(slog.DiscardHandler))
 	if err == nil {
 		err = s.Close()
 	}
@@ -151,7 +151,7 @@ func TestTwoDaemons(t *testing.T) {
 	cancel()
 	s = mustOpen(t, path, m)
 	defer s.Close()
-	if _, err := Open(ctx, path, m, slog.New(slog.DiscardHandler)); !errors.Is(err, ErrLocked) {
+	if _, err := Open(ctx, Config{Path: path}, m, slog.New(slog.DiscardHandler)); !errors.Is(err, ErrLocked) {
 		t.Errorf("cancelled: got %v", err)
 	}
 }

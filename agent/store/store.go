@@ -93,12 +93,45 @@ type Store struct {
 	batch   []*batched // waiting for the writer; guarded by batchMu
 }
 
-// Open opens the store at path, and creates it if there is none. The directory
+// Open opens the store at cfg.Path, and creates it if there is none. The directory
 // must exist. It fails with ErrLocked, ErrDamaged, ErrNewer, ErrForeign, or,
 // wrapped, with what the module says (hsm.ErrAbsent, hsm.ErrLockout, ...).
-func Open(ctx context.Context, path string, module hsm.Module, log *slog.Logger) (*Store, error) {
-	return open(ctx, path, module, log, migrations)
+func Open(ctx context.Context, cfg Config, module hsm.Module, log *slog.Logger) (*Store, error) {
+	return open(ctx, cfg.Path, module, log, migrations)
 }
+
+// OpenWith opens the store with a store key that was kept elsewhere, and seals
+// it anew under module: a new slot takes the place of those that do not open.
+func OpenWith(ctx context.Context, cfg Config, module hsm.Module, key *hsm.Secret, log *slog.Logger) (*Store, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// AcceptOlder opens a file that Open refuses with ErrOlder or hsm.ErrCounter: it
+// is the administrator's word that this file is the newest there is.
+func AcceptOlder(ctx context.Context, cfg Config, module hsm.Module, log *slog.Logger) (*Store, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// State says how the store stands.
+func (s *Store) State() State { return State{} }
+
+// WithKey lends the store key to fn, for a wrap of it that is kept elsewhere.
+func (s *Store) WithKey(fn func(key *hsm.Secret) error) error { return fn(s.key) }
+
+// Prepare seals the store key a second time, to how the machine will be booted
+// after an update.
+func (s *Store) Prepare(ctx context.Context, policy hsm.BootPolicy) error {
+	return errors.ErrUnsupported
+}
+
+// Confirm removes the slot from before the update, once the new one opens.
+func (s *Store) Confirm(ctx context.Context) error { return errors.ErrUnsupported }
+
+// ClearFallback forgets State.Fallback, once everybody knows of the loss.
+func (s *Store) ClearFallback() error { return errors.ErrUnsupported }
+
+// Settle finishes what the last key change left unfinished, if anything.
+func (s *Store) Settle(ctx context.Context) error { return nil }
 
 func open(ctx context.Context, path string, module hsm.Module, log *slog.Logger, steps []migration) (_ *Store, err error) {
 	s := &Store{path: path, log: log}

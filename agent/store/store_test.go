@@ -57,7 +57,7 @@ func newStore(t testing.TB) (*Store, hsm.Module, string) {
 
 func mustOpen(t testing.TB, path string, m hsm.Module) *Store {
 	t.Helper()
-	s, err := Open(t.Context(), path, m, slog.New(slog.DiscardHandler))
+	s, err := Open(t.Context(), Config{Path: path}, m, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func mustOpen(t testing.TB, path string, m hsm.Module) *Store {
 // checkInvariants reads the file twice: as we check it, and as bbolt does.
 func checkInvariants(t testing.TB, path string, m hsm.Module) {
 	t.Helper()
-	s, err := Open(context.Background(), path, m, slog.New(slog.DiscardHandler))
+	s, err := Open(context.Background(), Config{Path: path}, m, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Errorf("the store does not open again: %v", err)
 		return

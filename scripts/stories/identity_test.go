@@ -35,7 +35,7 @@ func (m *terminal) record(id string) (r transport.CredentialRecord) {
 		m.t.Fatal(err)
 	}
 	defer module.Close()
-	s, err := store.Open(m.t.Context(), m.path("state", "kagimori.db"), module, slog.New(slog.DiscardHandler))
+	s, err := store.Open(m.t.Context(), store.Config{Path: m.path("state", "kagimori.db")}, module, slog.New(slog.DiscardHandler))
 	if err != nil {
 		m.t.Fatal(err)
 	}
