@@ -1,6 +1,9 @@
 package hsm
 
-import "context"
+import (
+	"context"
+	"errors"
+)
 
 // Attestation (DESIGN D8): a chip proves that it is one, that the device's
 // identity key and the storage root key are in it, and so that what is wrapped
@@ -52,3 +55,7 @@ type Attester interface {
 	// ImportWrapped takes in a key that was wrapped to the storage root key.
 	ImportWrapped(ctx context.Context, key Wrapped) (Blob, error)
 }
+
+// ErrEndorsement is a TPM for which no maker vouches: it has no certificate that
+// fits its endorsement key.
+var ErrEndorsement = errors.New("the TPM has no certificate of its maker")

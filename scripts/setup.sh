@@ -6,7 +6,7 @@ set -eu
 what=${1:-test}
 # command:package
 demo="curl:curl"
-test="$demo gcc:gcc swtpm:swtpm tpm2_getcap:tpm2-tools mosquitto:mosquitto mosquitto_pub:mosquitto-clients
+test="$demo gcc:gcc swtpm:swtpm swtpm_setup:swtpm-tools tpm2_getcap:tpm2-tools mosquitto:mosquitto mosquitto_pub:mosquitto-clients
 openssl:openssl strace:strace ip:iproute2 systemd-analyze:systemd socat:socat"
 case $what in
 demo) wanted=$demo; [ "${HSM:-file}" = tpm ] && wanted="$demo swtpm:swtpm" ;;

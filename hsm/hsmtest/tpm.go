@@ -37,6 +37,14 @@ func StartTPM(t testing.TB) (socketPath string) {
 // NewTPM is StartTPM for tests that cut its power.
 func NewTPM(t testing.TB) *TPM {
 	t.Helper()
+	p := newTPM(t)
+	p.Start()
+	return p
+}
+
+// newTPM is a TPM that has never had power.
+func newTPM(t testing.TB) *TPM {
+	t.Helper()
 	if _, err := exec.LookPath("swtpm"); err != nil {
 		t.Fatal("swtpm is missing: run scripts/setup.sh")
 	}
@@ -49,7 +57,6 @@ func NewTPM(t testing.TB) *TPM {
 		p.Kill()
 		os.RemoveAll(dir)
 	})
-	p.Start()
 	return p
 }
 

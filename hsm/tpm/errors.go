@@ -38,7 +38,7 @@ func answered(err error) bool {
 	if _, ok := errors.AsType[*stopError](err); ok {
 		return true
 	}
-	for _, fine := range []error{hsm.ErrBlob, hsm.ErrReplaced, hsm.ErrOwnerAuth, ErrNoEncryption} {
+	for _, fine := range []error{hsm.ErrBlob, hsm.ErrReplaced, hsm.ErrOwnerAuth, hsm.ErrEndorsement, ErrNoEncryption} {
 		if errors.Is(err, fine) {
 			return true
 		}

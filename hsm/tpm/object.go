@@ -33,9 +33,10 @@ func template(p hsm.Purpose) tpm2.TPMTPublic {
 				Details: tpm2.NewTPMUSchemeKeyedHash(tpm2.TPMAlgHMAC, &tpm2.TPMSSchemeHMAC{HashAlg: tpm2.TPMAlgSHA256}),
 			},
 		})
-	case hsm.PurposeKey:
+	case hsm.PurposeKey, hsm.PurposeAttest:
 		public.Type = tpm2.TPMAlgECC
 		public.ObjectAttributes.SignEncrypt = true
+		public.ObjectAttributes.Restricted = p == hsm.PurposeAttest // signs what the chip itself states
 		public.ObjectAttributes.SensitiveDataOrigin = true
 		public.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
 			CurveID: tpm2.TPMECCNistP256,
@@ -96,7 +97,8 @@ func decode(b hsm.Blob, p hsm.Purpose) (hsm.Item, tpm2.TPMTPublic, error) {
 	if err != nil {
 		return hsm.Item{}, tpm2.TPMTPublic{}, fmt.Errorf("%w: its public part: %v", hsm.ErrBlob, err)
 	}
-	if !fits(*public, template(p)) || !bytes.Equal(tpm2.Marshal(public), item.Public) {
+	ours := fits(*public, template(p)) || p == hsm.PurposeMAC && fits(*public, wrappedMAC())
+	if !ours || !bytes.Equal(tpm2.Marshal(public), item.Public) {
 		return hsm.Item{}, tpm2.TPMTPublic{}, fmt.Errorf("%w: its public part is not that of a %v of ours", hsm.ErrBlob, p)
 	}
 	return item, *public, nil
@@ -111,9 +113,19 @@ func (c *chip) load(item hsm.Item) error {
 		return nil
 	}
 	c.unload()
-	auth, err := c.auth(plain)
+	handle, err := c.bring(item)
 	if err != nil {
 		return err
+	}
+	c.loaded = loaded{handle: handle, item: item}
+	return nil
+}
+
+// bring loads an object of the root in use; its place is the caller's to free.
+func (c *chip) bring(item hsm.Item) (tpm2.TPMHandle, error) {
+	auth, err := c.auth(plain)
+	if err != nil {
+		return 0, err
 	}
 	rsp, err := tpm2.Load{
 		ParentHandle: tpm2.AuthHandle{Handle: c.root.handle, Name: c.root.name, Auth: auth},
@@ -121,16 +133,15 @@ func (c *chip) load(item hsm.Item) error {
 		InPublic:     tpm2.BytesAs2B[tpm2.TPMTPublic](item.Public),
 	}.Execute(c)
 	if badParameter(err) {
-		return fmt.Errorf("%w: damaged or altered (%v)", hsm.ErrBlob, err)
+		return 0, fmt.Errorf("%w: damaged or altered (%v)", hsm.ErrBlob, err)
 	}
 	if err != nil {
-		return fmt.Errorf("load: %w", err)
+		return 0, fmt.Errorf("load: %w", err)
 	}
 	if err := checkHandle(rsp.ObjectHandle, transient); err != nil {
-		return fmt.Errorf("load: %w", err)
+		return 0, fmt.Errorf("load: %w", err)
 	}
-	c.loaded = loaded{handle: rsp.ObjectHandle, item: item}
-	return nil
+	return rsp.ObjectHandle, nil
 }
 
 // use is the loaded object, authorised for one command.
