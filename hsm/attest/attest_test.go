@@ -127,7 +127,7 @@ func TestProofOfAnRSAChip(t *testing.T) {
 }
 
 // A key that is wrapped to a proven root works there as it would outside, and
-// nowhere else. req: C4
+// nowhere else. req: L3
 func TestWrappedKey(t *testing.T) {
 	d, other := endorsed(t), endorsed(t)
 	proven := d.whole()
