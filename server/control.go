@@ -41,6 +41,14 @@ func (s *Server) controlInterface() control.Interface {
 			In: ListParams{}, Out: CredentialPage{}, Handle: s.credentialList},
 		{Name: "CredentialShow", Doc: "Shows a management record with present and former holders.", Class: control.Read,
 			In: NameParams{}, Out: CredentialInfo{}, Handle: s.credentialShow},
+		{Name: "RecoveryList", Doc: "Lists requests of terminals for the key of their earlier store, page by page.", Class: control.Read,
+			In: ListParams{}, Out: RecoveryPage{}, Handle: s.recoveryList},
+		{Name: "RecoveryShow", Doc: "Shows a request with what is at stake.", Class: control.Read,
+			In: RecoveryParams{}, Out: RecoveryDetail{}, Handle: s.recoveryShow},
+		{Name: "RecoveryApprove", Doc: "Has the key released to the terminal that asks.", Class: control.Admin,
+			In: RecoveryParams{}, Out: RecoveryInfo{}, Handle: s.recoveryApprove},
+		{Name: "RecoveryDeny", Doc: "Refuses a request; it may be approved later.", Class: control.Admin,
+			In: RecoveryParams{}, Out: RecoveryInfo{}, Handle: s.recoveryDeny},
 	}}
 }
 

@@ -223,7 +223,9 @@ func claimProven(tx *store.Tx, ses *session, m *transport.CredentialClaim, c sto
 			continue
 		}
 		if c.Transfer == transport.TransferNever && x.Device != ses.device {
-			return proven, "this credential must never travel, and here it is on another device", nil
+			if recovered, err := tx.Recovered(ses.device, x.Device); err != nil || !recovered {
+				return proven, "this credential must never travel, and here it is on another device", err
+			}
 		}
 		return claimed{x, leaf}, "", nil
 	}
@@ -243,6 +245,18 @@ func putClaim(tx *store.Tx, ses *session, m *transport.CredentialClaim, c store.
 	}
 	if at := time.Unix(m.Time, 0); at.After(proven.leaf.NotBefore) && at.Before(h.Since) {
 		h.Since = at
+	}
+	if h.Origin != store.OriginIssue {
+		// With the key of its store the earlier device has lost all that it held.
+		switch recovered, err := tx.Recovered(ses.device, m.Source); {
+		case err != nil:
+			return err
+		case recovered:
+			h.Origin = store.OriginMove
+			if err := tx.EndHolding(c.ID, m.Source); err != nil {
+				return err
+			}
+		}
 	}
 	changed, err := tx.PutHolding(h)
 	if err != nil || !changed {

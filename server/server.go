@@ -9,6 +9,8 @@
 //   - credential.go: how it gets a credential, and claims one that was copied
 //   - service.go: what gates and terminals are told about revoked certificates
 //   - terminal.go, bundle.go, remove.go, gate.go: what administrators ask for
+//   - recovery.go, recovery_key.go, recovery_decide.go: how a terminal gets the key
+//     of its earlier store back
 //   - credential_order.go, _renew.go, _revoke.go, _list.go: so of credentials
 //   - audit.go, revocation.go, identity.go, http.go, http_door.go, init.go
 //
@@ -97,6 +99,8 @@ type Server struct {
 	own     atomic.Pointer[tls.Certificate] // what terminals see; see identity.go
 	decoy   *hsm.Secret                     // stands for the common key of unknown terminals
 
+	recovery recoveryKeys // for which terminals wrap their store keys; set by New
+
 	sessions sessions
 	settled  settled
 	health   health
@@ -129,6 +133,9 @@ func New(ctx context.Context, cfg Config, st *store.Store, module hsm.Module, lo
 		return nil, err
 	}
 	if err = s.renewOwn(ctx); err != nil {
+		return nil, err
+	}
+	if err = s.loadRecoveryKeys(ctx); err != nil {
 		return nil, err
 	}
 	s.cfg.Broker.TLS = &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: s.certificate}

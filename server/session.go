@@ -19,14 +19,15 @@ import (
 // A session is one connection of a terminal, from Connected to Disconnected.
 // The broker makes its calls one after the other, so it needs no lock.
 type session struct {
-	terminal transport.Name     // empty while it enrolls
-	device   transport.DeviceID // whose key the TLS handshake proved
-	nonce    [32]byte           // what proofs of holding on this connection are made over
-	given    bool               // the terminal has the nonce
-	greeted  bool               // it has been told what is revoked, so it has subscribed
-	enroll   *enrollment        // only while it enrolls
-	pace     *rate.Limiter      // of its messages
-	warned   time.Time          // when it last put a line into the log
+	terminal   transport.Name     // empty while it enrolls
+	device     transport.DeviceID // whose key the TLS handshake proved
+	nonce      [32]byte           // what proofs of holding on this connection are made over
+	given      bool               // the terminal has the nonce
+	greeted    bool               // it has been told what is revoked, so it has subscribed
+	enroll     *enrollment        // only while it enrolls
+	pace       *rate.Limiter      // of its messages
+	falseWraps int                // recovery wraps that did not open
+	warned     time.Time          // when it last put a line into the log
 }
 
 // A terminal has a few messages to say. One that says more is slowed down, not
@@ -121,6 +122,12 @@ func (s *Server) converse(ctx context.Context, ses *session, e *transport.Envelo
 		return open(e, func(m *transport.CredentialRequest) (outcome, error) { return s.credentialRequest(ctx, ses, m) })
 	case (*transport.CredentialClaim)(nil).Type():
 		return open(e, func(m *transport.CredentialClaim) (outcome, error) { return s.credentialClaim(ctx, ses, m) })
+	case (*transport.TerminalState)(nil).Type():
+		return open(e, func(m *transport.TerminalState) (outcome, error) { return s.terminalState(ctx, ses, m) })
+	case (*transport.RecoveryRequest)(nil).Type():
+		return open(e, func(m *transport.RecoveryRequest) (outcome, error) { return s.recoveryRequest(ctx, ses, m) })
+	case (*transport.RecoveryTaken)(nil).Type():
+		return open(e, func(m *transport.RecoveryTaken) (outcome, error) { return s.recoveryTaken(ctx, ses, m) })
 	case (*transport.Fault)(nil).Type():
 		return open(e, func(m *transport.Fault) (outcome, error) {
 			if len(m.Text) > transport.MaxDetail {

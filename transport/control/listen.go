@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -49,6 +50,8 @@ type listener struct {
 	*net.UnixListener
 	path string
 	lock *os.File
+
+	closing sync.Mutex // held while it closes: whoever closes it again finds all done
 }
 
 // Addr is where callers find it; it was bound under another name.
@@ -57,6 +60,8 @@ func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "un
 // Close takes the socket away while the lock is still held: it cannot be
 // another daemon's. The lock file stays, since removing it would race.
 func (l *listener) Close() error {
+	l.closing.Lock()
+	defer l.closing.Unlock()
 	err := l.UnixListener.Close()
 	if err == nil {
 		err = os.Remove(l.path)

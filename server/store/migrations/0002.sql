@@ -12,20 +12,25 @@ ALTER TABLE devices ADD COLUMN endorsement BLOB;
 -- forget it.
 ALTER TABLE codes ADD COLUMN state TEXT NOT NULL DEFAULT 'active';
 
--- Stores whose key a terminal has lost and asks back. wrap is the store key under
--- our recovery key, as the terminal kept it; recipient is the terminal's key that
--- the answer is sealed to; origin is the device that wrapped it.
+-- Stores whose key a terminal has lost and asks back. id is hexadecimal; wrap is
+-- the store key under our recovery key, as the terminal kept it, in its wire
+-- encoding; recipient is the terminal's key that the answer is sealed to; origin
+-- is the device that wrapped it, device the one that asks.
 CREATE TABLE recoveries (
-  id        BLOB PRIMARY KEY,
+  id        TEXT PRIMARY KEY,
   terminal  TEXT NOT NULL REFERENCES terminals (name),
   device    BLOB NOT NULL REFERENCES devices (id),
   origin    BLOB NOT NULL,
   wrap      BLOB NOT NULL,
   recipient BLOB NOT NULL,
-  state     TEXT NOT NULL CHECK (state IN ('asked', 'approved', 'denied', 'released')),
+  state     TEXT NOT NULL CHECK (state IN ('asked', 'approved', 'denied', 'released', 'taken')),
   asked     INTEGER NOT NULL,
   decided   INTEGER NOT NULL,
   actor     TEXT NOT NULL,
   time      INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX recoveries_terminal ON recoveries (terminal);
+
+-- How often the device's store had lost what it had, as it said last; NULL: it
+-- has not said so yet.
+ALTER TABLE devices ADD COLUMN incarnation INTEGER;
