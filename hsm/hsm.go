@@ -87,7 +87,7 @@ var (
 	ErrAbsent    = errors.New("key storage is absent")
 	ErrBusy      = errors.New("key storage is in use by another program")
 	ErrOwnerAuth = errors.New("the TPM is owned with a password that is not ours")
-	ErrLockout   = errors.New("the TPM is locked out after failed authorisations")
+	ErrLockout   = errors.New("key storage is locked after failed authorisations")
 	ErrReplaced  = errors.New("this blob belongs to another TPM or device secret")
 	ErrBlob      = errors.New("not a blob of this module")
 	ErrTooLong   = errors.New("longer than the module takes")

@@ -128,7 +128,7 @@ func (m *Module) counter(ctx context.Context, id []byte, key *hsm.Secret) (*coun
 	if err := hsm.CheckCounterKey(key); err != nil {
 		return nil, err
 	}
-	mine, err := m.mac(ctx, hsm.PurposeCounter, key.Bytes())
+	mine, err := m.mac(ctx, hsm.PurposeCounter, "owner", key.Bytes())
 	if err != nil {
 		return nil, err
 	}

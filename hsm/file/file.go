@@ -1,8 +1,16 @@
 // Package file keeps keys under a device secret: 32 random bytes in a 0600
-// file beside the state. It is the choice for terminals without a chip.
+// file beside the state, or a systemd credential. It is the choice for terminals
+// without a chip. START HERE:
+//
+//   - open.go: where the root key comes from, with or without a passphrase
+//     (keyring.go, argon.go), a file or a credential (secret.go, credential.go)
+//   - file.go, key.go: what is kept under it
+//   - counter.go, pin.go: files that count
+//   - health.go: what it protects, and what not
 //
 // What it protects: a copy of the state, a backup, a card whose device secret
-// is elsewhere. What it does not protect: a stolen terminal. Level says so.
+// is elsewhere. What it does not protect: a stolen terminal, unless a
+// passphrase is set. Level and Health say so.
 package file
 
 import (
@@ -13,8 +21,8 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
-	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
@@ -23,55 +31,56 @@ import (
 
 // Module is a device secret in use.
 type Module struct {
-	id    [hsm.OwnerSize]byte // names the root key, reveals nothing of it
-	place place
+	id     [hsm.OwnerSize]byte // names the root key, reveals nothing of it
+	source source
+	place  place
+	tries  tries
 
-	mu     sync.RWMutex // guards all below: Close wipes it
-	closed bool
-	keys   map[hsm.Purpose]*hsm.Secret // one key per purpose
+	mu      sync.RWMutex // guards all below: Close wipes it
+	closed  bool
+	guarded bool // a passphrase is set
+	root    *hsm.Secret
+	keys    map[hsm.Purpose]*hsm.Secret // one key per purpose
+	macs    map[hsm.Purpose]*hsm.Secret // and one for what is only authenticated
 }
 
 var (
-	_ hsm.Module   = (*Module)(nil)
-	_ hsm.Counters = (*Module)(nil)
+	_ hsm.Module      = (*Module)(nil)
+	_ hsm.Counters    = (*Module)(nil)
+	_ hsm.PINs        = (*Module)(nil)
+	_ hsm.Examiner    = (*Module)(nil)
+	_ hsm.Passphrases = (*Module)(nil)
 )
 
-// Open takes the device secret at path into use. The first Open makes it,
-// durably, and its directory (0700) as well. A file that others can read, that
-// another user owns or that has another size is refused: hsm.ErrUnsafe for the
-// first two, hsm.ErrBlob for the last.
-func Open(path string) (*Module, error) {
-	secret, err := deviceSecret(path)
-	if err != nil {
-		return nil, fmt.Errorf("open device secret: %w", err)
-	}
-	defer secret.Wipe()
-	return derive(secret, place{dir: filepath.Dir(path), name: filepath.Base(path)})
-}
-
-// derive makes the keys of every purpose out of the device secret (HKDF, RFC
-// 5869, SHA-256). The labels are part of the format of blobs.
-func derive(secret *hsm.Secret, at place) (*Module, error) {
-	prk, err := hkdf.Extract(sha256.New, secret.Bytes(), []byte("kagimori hsm file/1"))
+// newModule makes the keys of every purpose out of the root key, which it takes
+// over (HKDF, RFC 5869, SHA-256). The labels are part of the format of blobs.
+func newModule(root *hsm.Secret, from source, at place) (*Module, error) {
+	prk, err := hkdf.Extract(sha256.New, root.Bytes(), []byte("kagimori hsm file/1"))
 	if err != nil {
 		return nil, fmt.Errorf("derive keys: %w", err)
 	}
 	defer clear(prk)
-	m := &Module{place: at, keys: map[hsm.Purpose]*hsm.Secret{}}
+	m := &Module{source: from, place: at, root: root, keys: map[hsm.Purpose]*hsm.Secret{}, macs: map[hsm.Purpose]*hsm.Secret{}}
+	m.tries.forget = time.Now()
 	id, err := hkdf.Expand(sha256.New, prk, "id", hsm.OwnerSize)
 	if err != nil {
 		return nil, fmt.Errorf("derive keys: %w", err)
 	}
 	m.id = [hsm.OwnerSize]byte(id)
-	for purpose, label := range map[hsm.Purpose]string{
-		hsm.PurposeSeal: "seal", hsm.PurposeKey: "key", hsm.PurposeMAC: "mac",
-		hsm.PurposeCounter: "counter",
+	for _, k := range []struct {
+		to      map[hsm.Purpose]*hsm.Secret
+		purpose hsm.Purpose
+		label   string
+	}{
+		{m.keys, hsm.PurposeSeal, "seal"}, {m.keys, hsm.PurposeKey, "key"}, {m.keys, hsm.PurposeMAC, "mac"},
+		{m.keys, hsm.PurposeCounter, "counter"}, {m.keys, hsm.PurposePIN, "pin"},
+		{m.macs, hsm.PurposeCounter, "counter mac"}, {m.macs, hsm.PurposePIN, "pin mac"},
 	} {
-		key, err := hkdf.Expand(sha256.New, prk, label, chacha20poly1305.KeySize)
+		key, err := hkdf.Expand(sha256.New, prk, k.label, chacha20poly1305.KeySize)
 		if err != nil {
 			return nil, fmt.Errorf("derive keys: %w", err)
 		}
-		m.keys[purpose] = hsm.NewSecret(key)
+		k.to[k.purpose] = hsm.NewSecret(key)
 	}
 	return m, nil
 }
@@ -84,8 +93,11 @@ func (m *Module) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closed = true
-	for _, key := range m.keys {
-		key.Wipe()
+	m.root.Wipe()
+	for _, keys := range []map[hsm.Purpose]*hsm.Secret{m.keys, m.macs} {
+		for _, key := range keys {
+			key.Wipe()
+		}
 	}
 	return nil
 }
@@ -168,17 +180,29 @@ func (m *Module) unwrap(ctx context.Context, purpose hsm.Purpose, b hsm.Blob) (*
 	return hsm.NewSecret(plain), item.Public, nil
 }
 
-// aead is the cipher of a purpose, while ctx lasts and the module is open.
+// aead is the cipher of a purpose.
 func (m *Module) aead(ctx context.Context, purpose hsm.Purpose) (aead cipher.AEAD, err error) {
-	err = m.withKey(ctx, purpose, func(key []byte) error {
-		aead, err = chacha20poly1305.NewX(key)
+	err = m.use(ctx, func() error {
+		aead, err = chacha20poly1305.NewX(m.keys[purpose].Bytes())
 		return err
 	})
 	return aead, err
 }
 
-// withKey lends the key of a purpose, while ctx lasts and the module is open.
-func (m *Module) withKey(ctx context.Context, purpose hsm.Purpose, use func(key []byte) error) error {
+// mac is HMAC-SHA256 of a label and data, under the key of a purpose.
+func (m *Module) mac(ctx context.Context, purpose hsm.Purpose, label string, data []byte) (sum *hsm.Secret, err error) {
+	err = m.use(ctx, func() error {
+		h := hmac.New(sha256.New, m.macs[purpose].Bytes())
+		h.Write([]byte(label + "\x00"))
+		h.Write(data)
+		sum = hsm.NewSecret(h.Sum(nil))
+		return nil
+	})
+	return sum, err
+}
+
+// use runs do while the keys stay, if ctx has not ended and the module is open.
+func (m *Module) use(ctx context.Context, do func() error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -187,16 +211,5 @@ func (m *Module) withKey(ctx context.Context, purpose hsm.Purpose, use func(key 
 	if m.closed {
 		return hsm.ErrClosed
 	}
-	return use(m.keys[purpose].Bytes())
-}
-
-// mac is HMAC-SHA256 of data under the key of a purpose.
-func (m *Module) mac(ctx context.Context, purpose hsm.Purpose, data []byte) (sum *hsm.Secret, err error) {
-	err = m.withKey(ctx, purpose, func(key []byte) error {
-		h := hmac.New(sha256.New, key)
-		h.Write(data)
-		sum = hsm.NewSecret(h.Sum(nil))
-		return nil
-	})
-	return sum, err
+	return do()
 }

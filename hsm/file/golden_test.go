@@ -19,6 +19,12 @@ var golden = map[string]hsm.Blob{
 		"20fc0ab871ee164a"),
 }
 
+// goldenKeyring is a keyring of version 1 around a root key of 32 bytes 0x2a.
+var goldenKeyring = unhex("4b474b4559524e4701010200004c001780426a25f53c2b2c8d93c67baf1bfb3badcbc6637d045af745dbe44ec94be7ee8bf9" +
+	"5eacab7109cb5075590f439f59edb91e0c6c913cbbd6bd93489bee4d9cb943cc8285ae0fe483e8c5b0ba666c2ded85590e6b" +
+	"c2eda3520fb3d3b72d2a9d395d6a5d2bc0977008e7dd0fd8b75781d19b5e1a921d9be20ea81bf6ee59873cea8a781e80e226" +
+	"5610d5eb1e8b9c81793e47c83b4bf22ef4")
+
 func unhex(s string) hsm.Blob {
 	b, err := hex.DecodeString(s)
 	if err != nil {

@@ -1,6 +1,6 @@
 package file
 
-// The device secret on disk: made once, checked on every Open.
+// The device secret: made once, checked on every Open.
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/kagimori/kagimori/hsm"
@@ -16,29 +17,51 @@ import (
 
 const secretSize = 32 // bytes; the file holds nothing else
 
-// deviceSecret reads the secret at path, after making it if there is none. Of
-// two processes that make it at the same time both get the same one.
-func deviceSecret(path string) (*hsm.Secret, error) {
-	if path == "" {
-		return nil, errors.New("no path: set where the device secret is kept")
+// A source is where the device secret comes from: a file that is made when there
+// is none, or a systemd credential, which never is.
+type source struct{ path, credential string }
+
+// credentialPrefix starts what is not a path but the name of a credential.
+const credentialPrefix = "credential:"
+
+func newSource(spec string) (source, error) {
+	if name, ok := strings.CutPrefix(spec, credentialPrefix); ok {
+		return source{credential: name}, checkCredential(name)
 	}
-	secret, err := readSecret(path)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return secret, err
+	if spec == "" {
+		return source{}, errors.New("no path: set where the device secret is kept")
 	}
-	dir := filepath.Dir(path)
-	if err := hsm.MakeDir(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("%w; make %s for the user that runs this program", err, dir)
+	return source{path: spec}, nil
+}
+
+// read gives the device secret. A file that is not there is fs.ErrNotExist.
+func (s source) read() (*hsm.Secret, error) {
+	if s.credential == "" {
+		return readSecret(s.path)
 	}
-	if err := checkDir(dir); err != nil {
+	b, err := readCredential(s.credential, secretSize)
+	if err != nil {
+		return nil, err
+	}
+	if b.Len() != secretSize {
+		defer b.Wipe()
+		return nil, fmt.Errorf("%w: credential %q has %d bytes, a device secret has exactly %d, as they are, not in hex; make it anew from the right ones",
+			hsm.ErrBlob, s.credential, b.Len(), secretSize)
+	}
+	return b, nil
+}
+
+// make makes the file. Its directory exists.
+func (s source) make() (*hsm.Secret, error) {
+	if err := checkDir(filepath.Dir(s.path)); err != nil {
 		return nil, err
 	}
 	fresh := hsm.RandomSecret(secretSize)
 	defer fresh.Wipe()
-	if err := hsm.CreateFile(path, fresh.Bytes(), 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := hsm.CreateFile(s.path, fresh.Bytes(), 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
-	return readSecret(path)
+	return readSecret(s.path)
 }
 
 func readSecret(path string) (*hsm.Secret, error) {
@@ -63,9 +86,25 @@ func readSecret(path string) (*hsm.Secret, error) {
 	return hsm.NewSecret(b), nil
 }
 
-// checkFile refuses a secret that is not ours alone. A mode that was wrong for
-// a while may mean that the secret is known already: the message says so.
+// checkFile is checkOwn for a device secret, which has a size.
 func checkFile(f *os.File, path string) error {
+	if err := checkOwn(f, path); err != nil {
+		return err
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if fi.Size() != secretSize {
+		return fmt.Errorf("%w: %s has %d bytes, a device secret has %d; put the right file back, or move it away and enroll anew",
+			hsm.ErrBlob, path, fi.Size(), secretSize)
+	}
+	return nil
+}
+
+// checkOwn refuses a secret that is not ours alone. A mode that was wrong for
+// a while may mean that the secret is known already: the message says so.
+func checkOwn(f *os.File, path string) error {
 	fi, err := f.Stat()
 	if err != nil {
 		return err
@@ -80,10 +119,6 @@ func checkFile(f *os.File, path string) error {
 	if perm := fi.Mode().Perm(); perm&0o077 != 0 {
 		return fmt.Errorf("%w: %s has mode %04o, others can reach it; run chmod 600 %[2]s, and enroll anew if somebody may have copied it",
 			hsm.ErrUnsafe, path, perm)
-	}
-	if fi.Size() != secretSize {
-		return fmt.Errorf("%w: %s has %d bytes, a device secret has %d; put the right file back, or move it away and enroll anew",
-			hsm.ErrBlob, path, fi.Size(), secretSize)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ package open
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -25,10 +26,26 @@ const DefaultTPM = tpm.DefaultPath
 // DeviceSecret is the name of the device secret in a state directory.
 const DeviceSecret = "device.secret"
 
-// Config names one key storage. Path is the device secret for KindFile, and the
-// device or socket for KindTPM. Empty, it means DeviceSecret in the state
-// directory Dir, or DefaultTPM.
-type Config struct{ Kind, Path, Dir string }
+// Config names one key storage.
+type Config struct {
+	Kind string
+	// Path is the device secret for KindFile, a file or "credential:NAME", and the
+	// device or socket for KindTPM. Empty, it means DeviceSecret in Dir, or
+	// DefaultTPM.
+	Path string
+	// Dir is the state directory, where KindFile keeps what belongs to a secret
+	// that is not there. It is empty only with the path of a file.
+	Dir string
+	// Passphrase says where the passphrase of KindFile comes from, if one is set:
+	// "credential:NAME" or the path of a file of mode 0600. Empty or Ask, from Ask.
+	Passphrase string
+	// Ask gives the passphrase that somebody has typed; nil, or nothing typed yet,
+	// is hsm.ErrPassphrase.
+	Ask func(context.Context) (*hsm.Secret, error)
+}
+
+// Ask is the Passphrase that a person gives when the program runs.
+const Ask = "ask"
 
 // Module opens it. The errors are hsm's; see hsm.Module.
 func Module(ctx context.Context, cfg Config, log *slog.Logger) (hsm.Module, error) {
@@ -41,7 +58,7 @@ func Module(ctx context.Context, cfg Config, log *slog.Logger) (hsm.Module, erro
 		case path == "":
 			path = filepath.Join(cfg.Dir, DeviceSecret)
 		}
-		return typed(file.Open(path))
+		return typed(file.OpenWith(ctx, file.Config{Secret: path, Dir: cfg.Dir, Passphrase: cfg.passphrase()}))
 	case KindTPM:
 		path := cfg.Path
 		if path == "" {
@@ -50,6 +67,22 @@ func Module(ctx context.Context, cfg Config, log *slog.Logger) (hsm.Module, erro
 		return typed(tpm.Open(ctx, path, log))
 	}
 	return nil, fmt.Errorf("open key storage: unknown kind %q; choose %q or %q", cfg.Kind, KindFile, KindTPM)
+}
+
+// passphrase is where the passphrase comes from. What a person typed wins over a
+// source that may be wrong.
+func (cfg Config) passphrase() func(context.Context) (*hsm.Secret, error) {
+	return func(ctx context.Context) (*hsm.Secret, error) {
+		if cfg.Ask != nil {
+			if p, err := cfg.Ask(ctx); err == nil || !errors.Is(err, hsm.ErrPassphrase) {
+				return p, err
+			}
+		}
+		if cfg.Passphrase == "" || cfg.Passphrase == Ask {
+			return nil, hsm.ErrPassphrase
+		}
+		return file.ReadPassphrase(cfg.Passphrase)
+	}
 }
 
 // typed keeps a nil *T from becoming a Module that is not nil.
