@@ -75,6 +75,9 @@ func (s *agentSource) Certificate() (*tls.Certificate, error) {
 	c, err := s.agent.Credential(place.Service, transport.UsageServer)
 	switch {
 	case errors.Is(err, agent.ErrNoCredential):
+		if problem := s.expired(place.Service); problem != nil {
+			return nil, problem
+		}
 		return nil, control.Problemf(control.Unavailable,
 			"keep the gate connected: the management server orders its certificate by itself; where it does not come, look at `kagimori-server credential list` and the server's log",
 			"this gate has no certificate for service %s yet", place.Service)
@@ -83,6 +86,19 @@ func (s *agentSource) Certificate() (*tls.Certificate, error) {
 	}
 	s.certificate = &c.TLS
 	return s.certificate, nil
+}
+
+// expired says that the gate's certificate has, and how to get another; nil: it
+// never had one.
+func (s *agentSource) expired(service transport.Name) error {
+	status := s.agent.Status()
+	for _, c := range status.Credentials.Expired {
+		if c.Service == service {
+			return control.Problemf(control.Unavailable, status.Credentials.Next,
+				"the gate's own certificate for service %s has expired on %s: terminals refuse it", service, c.Since.UTC().Format(time.DateOnly))
+		}
+	}
+	return nil
 }
 
 // Time implements Source. An untrusted clock is taken as it is, if it is not

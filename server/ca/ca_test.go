@@ -18,6 +18,7 @@ import (
 	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/hsm/file"
 	"github.com/kagimori/kagimori/transport"
+	"github.com/kagimori/kagimori/transport/control"
 )
 
 var now = time.Now().Truncate(time.Second)
@@ -217,6 +218,17 @@ func TestCertificatesEndWithTheirIssuer(t *testing.T) {
 	i, err = c.Identity(request(t), "nav-001", now)
 	if leaf := parsed(t, i)[0]; err != nil || leaf.NotBefore.Before(c.Certificate(Identity).NotBefore) {
 		t.Errorf("starts %v, before its issuer, %v", leaf.NotBefore, err)
+	}
+}
+
+// A clock that is outside of the CA's life signs nothing.
+func TestNothingIsSignedByAWrongClock(t *testing.T) {
+	c := testCA(t)
+	r := request(t)
+	for _, at := range []time.Time{time.Unix(0, 0), now.Add(-2 * caBackdate), now.Add(issuingLifetime), now.AddDate(74, 0, 0)} {
+		if _, err := c.Identity(r, "nav-001", at); err == nil || !errors.Is(err, &control.Problem{Kind: control.Unavailable}) || !strings.Contains(err.Error(), at.UTC().Format(time.DateOnly)) {
+			t.Errorf("at %s: %v", at, err)
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/kagimori/kagimori/transport"
+	"github.com/kagimori/kagimori/transport/control"
 )
 
 // Issued is a certificate that was signed and is in nobody's hands yet.
@@ -79,11 +80,14 @@ type profile struct {
 
 func (c *CA) sign(issuer string, p profile, public crypto.PublicKey, now time.Time) (Issued, error) {
 	i := c.by[issuer]
+	now = now.Truncate(time.Second)
+	if err := i.current(issuer, now); err != nil {
+		return Issued{}, err
+	}
 	serial, err := newSerial(c.random)
 	if err != nil {
 		return Issued{}, err
 	}
-	now = now.Truncate(time.Second)
 	template := &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               pkix.Name{CommonName: p.name},
@@ -94,9 +98,6 @@ func (c *CA) sign(issuer string, p profile, public crypto.PublicKey, now time.Ti
 		BasicConstraintsValid: true,
 		CRLDistributionPoints: c.URLs(issuer),
 		SignatureAlgorithm:    x509.ECDSAWithSHA256,
-	}
-	if !template.NotAfter.After(now) {
-		return Issued{}, fmt.Errorf("the %s CA has expired", issuer)
 	}
 	if p.uri != nil {
 		template.URIs = []*url.URL{p.uri}
@@ -113,6 +114,22 @@ func (c *CA) sign(issuer string, p profile, public crypto.PublicKey, now time.Ti
 		return Issued{}, fmt.Errorf("sign certificate for %s: %w", p.name, err)
 	}
 	return Issued{Serial: serial, Issuer: issuer, Chain: [][]byte{der, i.certificate.Raw}, NotAfter: template.NotAfter}, nil
+}
+
+// current refuses to sign when the CA is not valid by this machine's clock. It is
+// more often the clock that is wrong, and what is signed by a wrong clock is
+// refused by all who have a right one.
+func (a *issuer) current(name string, now time.Time) error {
+	const day = time.DateOnly
+	switch c := a.certificate; {
+	case now.Before(c.NotBefore):
+		return control.Problemf(control.Unavailable, "set the clock of this machine, then start the server again",
+			"the clock of this machine says %s, but the %s CA was made on %s", now.UTC().Format(day), name, c.NotBefore.UTC().Format(day))
+	case !c.NotAfter.After(now):
+		return control.Problemf(control.Unavailable, "check the clock of this machine first; if it is right, this deployment's CAs are at their end, and a new deployment is due",
+			"the clock of this machine says %s, and the %s CA has expired on %s", now.UTC().Format(day), name, c.NotAfter.UTC().Format(day))
+	}
+	return nil
 }
 
 // Chain puts the issuer's certificate behind a leaf that was signed earlier.
