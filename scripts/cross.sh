@@ -1,8 +1,12 @@
 #!/bin/sh
-# Builds the agent for every board that we name, static. With "size": also
-# compares with the limits (9 MiB, mipsle 10) and fails above them.
+# Builds the agent for every board that we name, or for those given as
+# arguments, static, into bin/ or $OUT. With "size": also compares with the limits
+# (9 MiB, mipsle 10) and fails above them.
 set -eu
 cd "$(dirname "$0")/.."
+size=
+[ "${1:-}" != size ] || { size=1; shift; }
+out=${OUT:-bin}
 version=$(git describe --always --dirty --tags 2>/dev/null || echo unknown)
 built=$(git log -1 --format=%cI 2>/dev/null || true)
 flags="-s -w -X github.com/kagimori/kagimori/transport/control/verb.Version=$version -X main.built=$built"
@@ -12,15 +16,18 @@ small="-gcflags=all=-l"
 fast="-gcflags=runtime/...= -gcflags=crypto/internal/...= -gcflags=golang.org/x/crypto/...= -gcflags=filippo.io/...= -gcflags=github.com/gtank/...="
 slim=$(scripts/slim.sh)
 failed=0
-# name GOOS-style settings limit-in-MiB
+found=0
+# name limit-in-MiB GOOS-style settings
 while read -r name limit settings; do
-	out=bin/kagimori-linux-$name
+	[ $# = 0 ] || case " $* " in *" $name "*) ;; *) continue ;; esac
+	found=$((found + 1))
+	program=$out/kagimori-linux-$name
 	inline=$fast
 	[ "$name" != amd64 ] || inline=
-	env CGO_ENABLED=0 GOOS=linux $settings go build -trimpath $slim $small $inline -ldflags "$flags" -o "$out" ./agent/cmd/kagimori
-	bytes=$(wc -c <"$out")
-	printf '%-26s %9d bytes  %5s MiB' "$out" "$bytes" "$(awk "BEGIN {printf \"%.2f\", $bytes/1048576}")"
-	if [ "${1:-}" = size ]; then
+	env CGO_ENABLED=0 GOOS=linux $settings go build -trimpath $slim $small $inline -ldflags "$flags" -o "$program" ./agent/cmd/kagimori
+	bytes=$(wc -c <"$program")
+	printf '%-26s %9d bytes  %5s MiB' "$program" "$bytes" "$(awk "BEGIN {printf \"%.2f\", $bytes/1048576}")"
+	if [ "$size" ]; then
 		printf '  limit %2d' "$limit"
 		[ "$bytes" -le $((limit * 1048576)) ] || { printf '  TOO LARGE'; failed=1; }
 	fi
@@ -33,4 +40,8 @@ done <<-END
 	amd64   9 GOARCH=amd64
 	mipsle 10 GOARCH=mipsle GOMIPS=softfloat
 END
+if [ $# != 0 ] && [ "$found" != $# ]; then
+	echo "cross.sh: no such board among: $*" >&2
+	exit 2
+fi
 exit $failed

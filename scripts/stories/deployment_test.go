@@ -64,9 +64,21 @@ func deploy(t *testing.T, n *network, known func(*deployment) string) *deploymen
 
 func (d *deployment) gateServes() {
 	d.t.Helper()
-	d.gate.until("the gate serves", func() bool {
-		return strings.Contains(d.gate.verb("", "kagimori-gate", "status", "--json"), `"open": true`)
-	})
+	d.gate.until("the gate serves", func() bool { return d.gateStatus().Open })
+}
+
+// gateStatus is what the gate says of itself.
+func (d *deployment) gateStatus() doorStatus {
+	d.t.Helper()
+	var s struct{ Gate doorStatus }
+	d.gate.query(&s, "kagimori-gate", "status")
+	return s.Gate
+}
+
+// doorStatus is what these stories look at of a gate's status.
+type doorStatus struct {
+	Open     bool
+	Problems []struct{ Text, Next string }
 }
 
 // freshGate puts a new box in the place of the gate.
@@ -158,7 +170,13 @@ type terminal struct {
 // terminal starts an agent on the given key storage.
 func (d *deployment) terminal(name string, hsm open.Config) *terminal {
 	d.t.Helper()
-	m := &terminal{machine: newMachine(d.t, name), d: d, hsm: hsm}
+	return d.terminalOn(newMachine(d.t, name), hsm)
+}
+
+// terminalOn starts an agent on a machine that a story has prepared.
+func (d *deployment) terminalOn(box *machine, hsm open.Config) *terminal {
+	d.t.Helper()
+	m := &terminal{machine: box, d: d, hsm: hsm}
 	if hsm.Kind == open.KindFile {
 		m.hsm.Path = m.path("device.secret")
 	}

@@ -53,7 +53,8 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// patience bounds every wait of a story for a condition.
+// patience bounds every wait of a story for a condition, on a machine with a
+// processor of its own.
 const patience = 20 * time.Second
 
 // A machine is one box of a story.
@@ -63,6 +64,8 @@ type machine struct {
 	dir  string // short: unix socket paths have 107 bytes
 	ns   string // network namespace, or ""
 	host string // the address that others reach it at
+	cpu  string // a board of scripts/cross.sh, emulated; "": this machine
+	hand string // file that the system clock is read from; "": the true one
 }
 
 func newMachine(t *testing.T, name string) *machine {
@@ -94,12 +97,13 @@ func (m *machine) config(program, top, extra string) string {
 }
 
 func (m *machine) command(program string, args ...string) *exec.Cmd {
-	argv := append([]string{filepath.Join(bin, program)}, args...)
+	argv, env := m.processor(filepath.Join(bin, program))
+	argv = append(argv, args...)
 	if m.ns != "" {
 		argv = append([]string{"ip", "netns", "exec", m.ns}, argv...)
 	}
 	c := exec.Command(argv[0], argv[1:]...)
-	c.Dir = m.dir
+	c.Dir, c.Env = m.dir, env
 	return c
 }
 
@@ -115,7 +119,7 @@ func (m *machine) run(stdin, program string, args ...string) result {
 	var out, stderr bytes.Buffer
 	c := m.command(program, args...)
 	c.Stdin, c.Stdout, c.Stderr = strings.NewReader(stdin), &out, &stderr
-	timer := time.AfterFunc(2*patience, func() { c.Process.Kill() })
+	timer := time.AfterFunc(2*m.patience(), func() { c.Process.Kill() })
 	defer timer.Stop()
 	err := c.Run()
 	var exit *exec.ExitError
@@ -209,7 +213,7 @@ func (d *daemon) stop() {
 	d.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-d.done:
-	case <-time.After(patience):
+	case <-time.After(d.m.patience()):
 		d.cmd.Process.Kill()
 		<-d.done
 		d.m.t.Errorf("%s: %v did not stop on SIGTERM", d.m.name, d.cmd.Args)
@@ -222,7 +226,7 @@ func (d *daemon) kill() { d.cmd.Process.Kill(); <-d.done }
 // until waits for a condition, and fails the story when it does not come.
 func (m *machine) until(what string, ok func() bool) {
 	m.t.Helper()
-	deadline := time.NewTimer(patience)
+	deadline := time.NewTimer(m.patience())
 	defer deadline.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -230,7 +234,7 @@ func (m *machine) until(what string, ok func() bool) {
 		select {
 		case <-tick.C:
 		case <-deadline.C:
-			m.t.Fatalf("%s: waited %v: %s", m.name, patience, what)
+			m.t.Fatalf("%s: waited %v: %s", m.name, m.patience(), what)
 		}
 	}
 }
