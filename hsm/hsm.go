@@ -77,6 +77,7 @@ type Module interface {
 	Sealer
 	Keys
 	MACs
+	Counters
 	Level() Level
 	Close() error
 }

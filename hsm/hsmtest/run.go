@@ -51,9 +51,19 @@ func Run(t *testing.T, place func(t *testing.T) Open) {
 		b := importMAC(t, m, make([]byte, hsm.MACKeySize))
 		checkTampered(t, b, func(b hsm.Blob) error { _, err := m.MAC(t.Context(), b, nil); return err })
 	})
+	with("Counters", checkCounters)
+	with("CountersTampered", checkCountersTampered)
+	with("CountersAtOnce", checkCountersAtOnce)
+	with("Examiner", func(t *testing.T, m hsm.Module) {
+		if _, ok := m.(hsm.Examiner); !ok {
+			t.Skip("cannot be examined")
+		}
+		checkExaminer(t, m)
+	})
 	with("Purposes", checkPurposes)
 	with("Concurrent", checkConcurrent)
 	with("Cancelled", checkCancelled)
+	t.Run("CountersReopen", func(t *testing.T) { checkCountersReopen(t, open) })
 	t.Run("Reopen", func(t *testing.T) { checkReopen(t, open) })
 	t.Run("Closed", func(t *testing.T) { checkClosed(t, open(t)) })
 	t.Run("Foreign", func(t *testing.T) { checkForeign(t, open, place(t)) })
@@ -160,7 +170,12 @@ func checkTampered(t *testing.T, b hsm.Blob, use func(hsm.Blob) error) {
 // checkPurposes gives each kind of blob to the methods for the others.
 func checkPurposes(t *testing.T, m hsm.Module) {
 	sealed, key, mac := seal(t, m, []byte("x")), newKey(t, m), importMAC(t, m, make([]byte, hsm.MACKeySize))
+	counterKey := hsm.RandomSecret(hsm.CounterKeySize)
+	counter := newCounter(t, m, counterKey)
+	defer m.DropCounter(t.Context(), counter, counterKey)
 	for name, err := range map[string]error{
+		"counter unsealed": second(m.Unseal(t.Context(), counter)),
+		"secret counts":    second(m.Count(t.Context(), sealed, counterKey)),
 		"key unsealed":     second(m.Unseal(t.Context(), key)),
 		"MAC key unsealed": second(m.Unseal(t.Context(), mac)),
 		"secret signs":     second(m.Signer(t.Context(), sealed)),
@@ -206,11 +221,14 @@ func checkReopen(t *testing.T, open Open) {
 func checkForeign(t *testing.T, ours, theirs Open) {
 	m := ours(t)
 	sealed, key, mac := seal(t, m, []byte("ours")), newKey(t, m), importMAC(t, m, make([]byte, hsm.MACKeySize))
+	counterKey := hsm.RandomSecret(hsm.CounterKeySize)
+	counter := newCounter(t, m, counterKey)
 	closeModule(t, m)
 	m = theirs(t)
 	defer closeModule(t, m)
 	own := seal(t, m, []byte("theirs"))
 	for name, err := range map[string]error{
+		"counter": second(m.Count(t.Context(), counter, counterKey)),
 		"secret":  second(m.Unseal(t.Context(), sealed)),
 		"key":     second(m.Signer(t.Context(), key)),
 		"MAC key": second(m.MAC(t.Context(), mac, nil)),
@@ -227,8 +245,12 @@ func checkForeign(t *testing.T, ours, theirs Open) {
 // uses calls every method that takes a context, with blobs that are good.
 func uses(t *testing.T, m hsm.Module) func(ctx context.Context) map[string]error {
 	sealed, key, mac := seal(t, m, []byte("x")), newKey(t, m), importMAC(t, m, make([]byte, hsm.MACKeySize))
+	counterKey := hsm.RandomSecret(hsm.CounterKeySize)
+	counter := newCounter(t, m, counterKey)
 	return func(ctx context.Context) map[string]error {
 		return map[string]error{
+			"Count":     second(m.Count(ctx, counter, counterKey)),
+			"Increment": second(m.Increment(ctx, counter, counterKey)),
 			"Seal":      second(m.Seal(ctx, hsm.RandomSecret(32))),
 			"Unseal":    second(m.Unseal(ctx, sealed)),
 			"NewKey":    second(m.NewKey(ctx)),

@@ -41,6 +41,20 @@ type chip struct {
 
 var _ transport.TPM = (*chip)(nil)
 
+// runBare does one job that needs no root key, on the chip as it is.
+func (c *chip) runBare(ctx context.Context, job func() error) error {
+	c.ctx = ctx
+	defer func() { c.ctx = nil }()
+	err := c.reach()
+	if err == nil {
+		err = job()
+	}
+	if err != nil && !answered(err) {
+		c.drop()
+	}
+	return explain(err)
+}
+
 // run does one job. Some answers say that what we had loaded is gone (a reset,
 // a resume) or out of step; the command did nothing then, so the job runs once
 // more from a new start.
@@ -78,8 +92,20 @@ func (c *chip) try(job func() error) error {
 	return err
 }
 
-// connect makes a wire and finds the root key, if there is none.
+// connect makes a wire and finds the root key, where there is none.
 func (c *chip) connect() error {
+	if err := c.reach(); err != nil || c.root.handle != 0 {
+		return err
+	}
+	if err := c.findRoot(); err != nil {
+		c.drop()
+		return err
+	}
+	return nil
+}
+
+// reach makes a wire, if there is none.
+func (c *chip) reach() error {
 	if c.wire != nil {
 		return nil
 	}
@@ -96,10 +122,6 @@ func (c *chip) connect() error {
 			c.drop()
 			return fmt.Errorf("clear up: %w", err)
 		}
-	}
-	if err := c.findRoot(); err != nil {
-		c.drop()
-		return err
 	}
 	return nil
 }
@@ -212,17 +234,13 @@ func (c *chip) flush(h tpm2.TPMHandle) {
 // manager: a TPM has three places for objects and three for sessions. We save
 // no contexts, so saved sessions are not ours.
 func (c *chip) flushStale() error {
-	const all = 64                                           // more than any TPM has
-	for _, first := range []uint32{0x80000000, 0x02000000} { // transient objects, loaded sessions
-		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: all}.Execute(c)
+	const all = 64                                                   // more than any TPM has
+	for _, first := range []tpm2.TPMHandle{0x80000000, 0x02000000} { // transient objects, loaded sessions
+		left, err := c.handles(first, all)
 		if err != nil {
 			return err
 		}
-		handles, err := rsp.CapabilityData.Data.Handles()
-		if err != nil {
-			return err
-		}
-		for _, h := range handles.Handle {
+		for h := range left {
 			c.log.Info("flushing what an earlier program left in the TPM", handleAttr(h))
 			c.flush(h)
 		}

@@ -29,6 +29,11 @@ type stopError struct{ err error }
 func (e *stopError) Error() string { return e.err.Error() }
 func (e *stopError) Unwrap() error { return e.err }
 
+// againError is a refusal that a new session may cure: the command did nothing.
+type againError struct{ err error }
+
+func (e *againError) Error() string { return e.err.Error() }
+
 // answered tells an error that the TPM itself gave, or that was found before
 // anything was sent: the connection is in step.
 func answered(err error) bool {
@@ -38,7 +43,10 @@ func answered(err error) bool {
 	if _, ok := errors.AsType[*stopError](err); ok {
 		return true
 	}
-	for _, fine := range []error{hsm.ErrBlob, hsm.ErrReplaced, hsm.ErrOwnerAuth, hsm.ErrEndorsement, ErrNoEncryption} {
+	for _, fine := range []error{
+		hsm.ErrBlob, hsm.ErrReplaced, hsm.ErrOwnerAuth, hsm.ErrEndorsement, ErrNoEncryption,
+		hsm.ErrCounter, hsm.ErrNoCounter, hsm.ErrPIN, hsm.ErrLockoutPassword, hsm.ErrBoot, hsm.ErrNotMeasured,
+	} {
 		if errors.Is(err, fine) {
 			return true
 		}
@@ -66,6 +74,9 @@ var lostCodes = []tpm2.TPMRC{
 // lost tells answers that mean: what we had loaded is not there any more, or a
 // handle is not what we took it for.
 func lost(err error) bool {
+	if _, ok := errors.AsType[*againError](err); ok {
+		return true
+	}
 	rc, ok := errors.AsType[tpm2.TPMRC](err)
 	if !ok {
 		return false

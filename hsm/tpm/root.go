@@ -154,11 +154,7 @@ func (c *chip) rootFor(owner [hsm.OwnerSize]byte) error {
 		}
 		return fmt.Errorf("%w: its storage root key is another one; put the old TPM back, or enroll anew", hsm.ErrReplaced)
 	}
-	if c.session != nil { // salted to the other root
-		c.flush(c.session.handle)
-		c.session.wipe()
-		c.session = nil
-	}
+	c.endSession() // salted to the other root
 	c.unload()
 	if !now.persistent {
 		c.flush(now.handle)

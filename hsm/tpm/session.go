@@ -11,6 +11,7 @@ package tpm
 // salt) is go-tpm's.
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hmac"
@@ -19,6 +20,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"crypto"
 
@@ -41,17 +43,24 @@ const (
 	cfbKeySize = 16 // bytes: AES-128
 )
 
-// session implements go-tpm's Session. Objects that it authorises have an empty
-// auth value, so the session key alone is the key of its HMACs.
+// session implements go-tpm's Session, and authorizer for commands made by hand.
 type session struct {
 	handle      tpm2.TPMHandle
 	key         []byte
 	nonceCaller []byte
 	nonceTPM    []byte
 	dir         direction // of the command that is being made
+	// keyed is the session key with the auth value of what this command
+	// authorises, nil where that is empty (Part 1, 19.6.5 and 21.3).
+	keyed []byte
+	// last lets the TPM forget the session with this command.
+	last bool
 }
 
-var _ tpm2.Session = (*session)(nil)
+var (
+	_ tpm2.Session = (*session)(nil)
+	_ authorizer   = (*session)(nil)
+)
 
 // auth lends the session for one command. The root key must have been checked
 // before (rootFor): this is where it is salted to.
@@ -63,8 +72,37 @@ func (c *chip) auth(dir direction) (*session, error) {
 		}
 		c.session = s
 	}
-	c.session.dir = dir
+	c.session.aim(dir, nil)
 	return c.session, nil
+}
+
+// authWith is auth for what has an auth value.
+func (c *chip) authWith(dir direction, value []byte) (*session, error) {
+	s, err := c.auth(dir)
+	if err != nil {
+		return nil, err
+	}
+	s.aim(dir, value)
+	return s, nil
+}
+
+// aim prepares the session for one command. The TPM drops zeros at the end of an
+// auth value, and so do we.
+func (s *session) aim(dir direction, value []byte) {
+	clear(s.keyed)
+	s.dir, s.keyed = dir, nil
+	if value = bytes.TrimRight(value, "\x00"); len(value) > 0 {
+		s.keyed = slices.Concat(s.key, value)
+	}
+}
+
+// endSession frees the session.
+func (c *chip) endSession() {
+	if c.session != nil {
+		c.flush(c.session.handle)
+		c.session.wipe()
+		c.session = nil
+	}
 }
 
 func (c *chip) startSession() (*session, error) {
@@ -124,6 +162,7 @@ func unfit(err error) bool {
 func (s *session) wipe() {
 	if s != nil {
 		clear(s.key)
+		clear(s.keyed)
 	}
 }
 
@@ -145,7 +184,7 @@ func (s *session) NewNonceCaller() error {
 
 // attributes are TPMA_SESSION of the next command (Part 2, 8.4).
 func (s *session) attributes() tpm2.TPMASession {
-	return tpm2.TPMASession{ContinueSession: true, Decrypt: s.dir.in, Encrypt: s.dir.out}
+	return tpm2.TPMASession{ContinueSession: !s.last, Decrypt: s.dir.in, Encrypt: s.dir.out}
 }
 
 // attributeByte is how TPMA_SESSION enters an HMAC.
@@ -167,7 +206,7 @@ func (s *session) Authorize(cc tpm2.TPMCC, parms, addNonces []byte, names []tpm2
 		h.Write(name.Buffer)
 	}
 	h.Write(parms)
-	mac := hmac.New(sha256.New, s.key)
+	mac := hmac.New(sha256.New, s.secret())
 	mac.Write(h.Sum(nil))
 	mac.Write(s.nonceCaller)
 	mac.Write(s.nonceTPM)
@@ -189,7 +228,7 @@ func (s *session) Validate(rc tpm2.TPMRC, cc tpm2.TPMCC, parms []byte, _ []tpm2.
 	binary.Write(h, binary.BigEndian, rc)
 	binary.Write(h, binary.BigEndian, cc)
 	h.Write(parms)
-	mac := hmac.New(sha256.New, s.key)
+	mac := hmac.New(sha256.New, s.secret())
 	mac.Write(h.Sum(nil))
 	mac.Write(s.nonceTPM)
 	mac.Write(s.nonceCaller)
@@ -198,9 +237,19 @@ func (s *session) Validate(rc tpm2.TPMRC, cc tpm2.TPMCC, parms []byte, _ []tpm2.
 		return errors.New("a response that the TPM did not make: look for a device on its bus")
 	}
 	if auth.Attributes != s.attributes() {
-		return errors.New("the TPM ended the session or changed what it encrypts")
+		return errAttributes
 	}
 	return nil
+}
+
+var errAttributes = errors.New("the TPM ended the session or changed what it encrypts")
+
+// secret is what HMACs and ciphers of one command are keyed with.
+func (s *session) secret() []byte {
+	if s.keyed != nil {
+		return s.keyed
+	}
+	return s.key
 }
 
 // IsEncryption tells that responses are encrypted.
@@ -239,7 +288,7 @@ func (s *session) Decrypt(parameter []byte) error {
 
 // cfb is the cipher of one parameter (Part 1, 19.3).
 func (s *session) cfb(newer, older []byte) (cipher.Block, []byte, error) {
-	keyIV := tpm2.KDFa(crypto.SHA256, s.key, "CFB", newer, older, 8*(cfbKeySize+aes.BlockSize))
+	keyIV := tpm2.KDFa(crypto.SHA256, s.secret(), "CFB", newer, older, 8*(cfbKeySize+aes.BlockSize))
 	block, err := aes.NewCipher(keyIV[:cfbKeySize])
 	return block, keyIV[cfbKeySize:], err
 }

@@ -51,7 +51,11 @@ type Module struct {
 	ended chan struct{} // closed when the owner goroutine has ended
 }
 
-var _ hsm.Module = (*Module)(nil)
+var (
+	_ hsm.Module   = (*Module)(nil)
+	_ hsm.Counters = (*Module)(nil)
+	_ hsm.Examiner = (*Module)(nil)
+)
 
 // A job is what the owner goroutine runs.
 type job func(*chip)
@@ -111,14 +115,20 @@ func direct(path string) bool {
 }
 
 func open(ctx context.Context, cfg config) (*Module, error) {
-	m := &Module{level: cfg.level, jobs: make(chan job), quit: make(chan struct{}), ended: make(chan struct{})}
-	go m.own(&chip{config: cfg, quit: m.quit})
+	m := start(cfg)
 	_, err := do(ctx, m, nil, func(c *chip) (struct{}, error) { return struct{}{}, nil })
 	if err != nil {
 		m.once.Do(func() { close(m.quit) }) // the owner ends by itself, at its command's deadline at the latest
 		return nil, err
 	}
 	return m, nil
+}
+
+// start makes a module that has not asked the chip anything yet.
+func start(cfg config) *Module {
+	m := &Module{level: cfg.level, jobs: make(chan job), quit: make(chan struct{}), ended: make(chan struct{})}
+	go m.own(&chip{config: cfg, quit: m.quit})
+	return m
 }
 
 // own is the one goroutine that touches the chip.
@@ -156,11 +166,21 @@ type outcome[T any] struct {
 // once; f then stops before its next command, and its result is thrown away.
 // The input secret is do's to wipe, for it may be in use after the caller left.
 func do[T any](ctx context.Context, m *Module, input *hsm.Secret, f func(*chip) (T, error)) (T, error) {
+	return runWith(ctx, m, input, f, (*chip).run)
+}
+
+// doBare is do for what needs no root key.
+func doBare[T any](ctx context.Context, m *Module, f func(*chip) (T, error)) (T, error) {
+	return runWith(ctx, m, nil, f, (*chip).runBare)
+}
+
+func runWith[T any](ctx context.Context, m *Module, input *hsm.Secret, f func(*chip) (T, error),
+	how func(*chip, context.Context, func() error) error) (T, error) {
 	out := make(chan outcome[T])
 	run := func(c *chip) {
 		defer input.Wipe()
 		var o outcome[T]
-		o.err = c.run(ctx, func() (err error) {
+		o.err = how(c, ctx, func() (err error) {
 			o.value, err = f(c)
 			return err
 		})

@@ -1,0 +1,207 @@
+package tpm
+
+// Commands put together by hand: those that go-tpm does not have, and those
+// whose types would cost the agent more bytes than the bytes they make. The
+// layout is that of Part 1, 18: header, handles, one authorisation, parameters.
+
+import (
+	"encoding/binary"
+	"errors"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// Response and command tags (Part 2, 6.9).
+const (
+	tagPlain    = 0x8001 // TPM_ST_NO_SESSIONS
+	tagSessions = 0x8002 // TPM_ST_SESSIONS
+)
+
+// errResponse is a response that does not follow the layout.
+var errResponse = errors.New("malformed data from the TPM")
+
+// A command is one command of Part 3.
+type command struct {
+	code    tpm2.TPMCC
+	handles []entity
+	// auth authorises the first handle, or audits and encrypts when it has none;
+	// nil: a command without authorisation.
+	auth   authorizer
+	params []byte
+	// gives tells that the response starts with a handle.
+	gives bool
+}
+
+// An entity is a handle with the Name that enters the HMAC: a session, a PCR and
+// a hierarchy are their own Names (Part 1, 16).
+type entity struct {
+	handle tpm2.TPMHandle
+	name   []byte
+}
+
+// permanent is an entity that is its own Name.
+func permanent(h tpm2.TPMHandle) entity {
+	return entity{h, binary.BigEndian.AppendUint32(nil, uint32(h))}
+}
+
+// An authorizer makes the authorisation of one command and checks its answer.
+type authorizer interface {
+	// seal encrypts the first parameter in place if need be, and returns the
+	// TPMS_AUTH_COMMAND.
+	seal(code tpm2.TPMCC, handles []entity, params []byte) ([]byte, error)
+	// open checks the TPMS_AUTH_RESPONSE, and decrypts the first parameter of the
+	// response in place if need be.
+	open(code tpm2.TPMCC, params, auth []byte) error
+}
+
+// ask sends one command and gives back its handle, if any, and its parameters.
+func (c *chip) ask(q command) (tpm2.TPMHandle, []byte, error) {
+	b, err := q.encode()
+	if err != nil {
+		return 0, nil, err
+	}
+	response, err := c.Send(b)
+	if err != nil {
+		return 0, nil, err
+	}
+	return q.decode(response)
+}
+
+func (q command) encode() ([]byte, error) {
+	be := binary.BigEndian
+	b := be.AppendUint16(nil, tagPlain)
+	b = be.AppendUint32(be.AppendUint32(b, 0), uint32(q.code))
+	for _, e := range q.handles {
+		b = be.AppendUint32(b, uint32(e.handle))
+	}
+	if q.auth != nil {
+		be.PutUint16(b, tagSessions)
+		auth, err := q.auth.seal(q.code, q.handles, q.params)
+		if err != nil {
+			return nil, err
+		}
+		b = append(be.AppendUint32(b, uint32(len(auth))), auth...)
+	}
+	b = append(b, q.params...)
+	be.PutUint32(b[2:], uint32(len(b)))
+	return b, nil
+}
+
+func (q command) decode(response []byte) (handle tpm2.TPMHandle, params []byte, err error) {
+	be := binary.BigEndian
+	if len(response) < headSize || int(be.Uint32(response[2:])) != len(response) {
+		return 0, nil, errResponse
+	}
+	if rc := tpm2.TPMRC(be.Uint32(response[6:])); rc != tpm2.TPMRCSuccess {
+		return 0, nil, rc
+	}
+	rest := response[headSize:]
+	if q.gives {
+		if len(rest) < 4 {
+			return 0, nil, errResponse
+		}
+		handle, rest = tpm2.TPMHandle(be.Uint32(rest)), rest[4:]
+	}
+	if q.auth == nil {
+		return handle, rest, nil
+	}
+	if len(rest) < 4 || uint64(be.Uint32(rest)) > uint64(len(rest)-4) {
+		return 0, nil, errResponse
+	}
+	n := int(be.Uint32(rest))
+	params, auth := rest[4:4+n:4+n], rest[4+n:]
+	if err := q.auth.open(q.code, params, auth); err != nil {
+		return 0, nil, err
+	}
+	return handle, params, nil
+}
+
+// sized appends a TPM2B: a length of two bytes, then the content.
+func sized(b, content []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(b, uint16(len(content))), content...)
+}
+
+// unsized splits a TPM2B off b.
+func unsized(b []byte) (content, rest []byte, err error) {
+	if len(b) < 2 || int(binary.BigEndian.Uint16(b)) > len(b)-2 {
+		return nil, nil, errResponse
+	}
+	n := 2 + int(binary.BigEndian.Uint16(b))
+	return b[2:n:n], b[n:], nil
+}
+
+// only is unsized for what must fill b.
+func only(b []byte) ([]byte, error) {
+	content, rest, err := unsized(b)
+	if err != nil || len(rest) != 0 {
+		return nil, errResponse
+	}
+	return content, nil
+}
+
+// noPassword authorises what has an empty auth value without a session: nothing
+// in the command or its answer is secret, and nothing in the answer is believed
+// that is not checked later.
+type noPassword struct{}
+
+func (noPassword) seal(tpm2.TPMCC, []entity, []byte) ([]byte, error) {
+	const continueSession = 1
+	b := binary.BigEndian.AppendUint32(nil, uint32(tpm2.TPMRSPW))
+	return append(b, 0, 0, continueSession, 0, 0), nil
+}
+
+func (noPassword) open(tpm2.TPMCC, []byte, []byte) error { return nil }
+
+// seal makes the authorisation of a command in this session.
+func (s *session) seal(code tpm2.TPMCC, handles []entity, params []byte) ([]byte, error) {
+	if err := s.NewNonceCaller(); err != nil {
+		return nil, err
+	}
+	if s.dir.in {
+		first, _, err := unsized(params)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.Encrypt(first); err != nil {
+			return nil, err
+		}
+	}
+	names := make([]tpm2.TPM2BName, len(handles))
+	for n, e := range handles {
+		names[n].Buffer = e.name
+	}
+	auth, err := s.Authorize(code, params, nil, names, 0)
+	if err != nil {
+		return nil, err
+	}
+	b := binary.BigEndian.AppendUint32(nil, uint32(s.handle))
+	b = append(sized(b, s.nonceCaller), attributeByte(auth.Attributes))
+	return sized(b, auth.Authorization.Buffer), nil
+}
+
+// open checks the answer to a command in this session.
+func (s *session) open(code tpm2.TPMCC, params, auth []byte) error {
+	nonce, rest, err := unsized(auth)
+	if err != nil || len(rest) < 1 {
+		return errResponse
+	}
+	mac, err := only(rest[1:])
+	if err != nil {
+		return errResponse
+	}
+	if rest[0] != attributeByte(s.attributes()) {
+		return errAttributes
+	}
+	err = s.Validate(tpm2.TPMRCSuccess, code, params, nil, 0, &tpm2.TPMSAuthResponse{
+		Nonce: tpm2.TPM2BNonce{Buffer: nonce}, Attributes: s.attributes(),
+		Authorization: tpm2.TPM2BData{Buffer: mac},
+	})
+	if err != nil || !s.dir.out {
+		return err
+	}
+	first, _, err := unsized(params)
+	if err != nil {
+		return err
+	}
+	return s.Decrypt(first)
+}
