@@ -37,6 +37,9 @@ type Bundle struct {
 	Servers      []string   `cbor:"10,keyasint"` // host:port of MQTT over TLS
 	CommonKey    Sensitive  `cbor:"11,keyasint"`
 	Service      Name       `cbor:"12,keyasint"`
+	// Attest says that the terminal must prove its TPM at enrollment and gets the
+	// security code then, wrapped to it: there is none in the bundle.
+	Attest bool `cbor:"13,keyasint,omitempty"`
 }
 
 // Wipe overwrites the secrets.
@@ -108,7 +111,13 @@ func (b *Bundle) check() error {
 			return err
 		}
 	}
-	if len(b.SecurityCode) != SecurityCodeSize {
+	size := SecurityCodeSize
+	if b.Attest {
+		if size = 0; b.Kind != BundleTerminal {
+			return fmt.Errorf("a %s bundle that asks for proof of a TPM", b.Kind)
+		}
+	}
+	if len(b.SecurityCode) != size {
 		return fmt.Errorf("security code of %d bytes", len(b.SecurityCode))
 	}
 	_, err := ParseChain([][]byte{b.Root})

@@ -80,6 +80,11 @@ func TestBundleMustBeWhole(t *testing.T) {
 		"gate, no service":    func(b *Bundle) { b.Kind = BundleGate },
 		"spare with terminal": func(b *Bundle) { b.Kind = BundleSpare },
 		"unknown kind":        func(b *Bundle) { b.Kind = "other" },
+		"no code":             func(b *Bundle) { b.SecurityCode = nil },
+		"attest with a code":  func(b *Bundle) { b.Attest = true },
+		"attest for a spare": func(b *Bundle) {
+			b.Kind, b.Terminal, b.Servers, b.CommonKey, b.SecurityCode, b.Attest = BundleSpare, "", nil, nil, nil, true
+		},
 	} {
 		b := testBundle(t)
 		spoil(b)
@@ -90,6 +95,20 @@ func TestBundleMustBeWhole(t *testing.T) {
 		if _, err := OpenBundle(file, passphrase); !errors.Is(err, ErrNotBundle) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// Who proves its TPM at enrollment finds no code in its bundle. req: L3
+func TestBundleWithoutACode(t *testing.T) {
+	want := testBundle(t)
+	want.Attest, want.SecurityCode = true, nil
+	file, passphrase, err := SealBundle(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := OpenBundle(file, passphrase)
+	if err != nil || !got.Attest || len(got.SecurityCode) != 0 || got.Epoch != want.Epoch {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 

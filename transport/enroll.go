@@ -16,7 +16,8 @@ import (
 //	MAC_t = HMAC-SHA256(CK, "t" ‖ X ‖ SHA-256(1 ‖ 2 ‖ 3 less MAC))
 //
 // 1, 2, 3 are the encoded bodies as sent; "less MAC" is the body with a MAC of
-// zero bytes.
+// zero bytes. A terminal whose profile asks for it proves its TPM between 3 and
+// 4; enroll_attest.go says how.
 const (
 	EnrollExporter     = "EXPORTER-kagimori-enroll/1"
 	EnrollExporterSize = 32
@@ -45,11 +46,13 @@ type EnrollRequest struct {
 }
 
 // EnrollCertificate is the answer: chain leaf first, the server's time in Unix
-// seconds, and how many seconds the leaf has left.
+// seconds, and how many seconds the leaf has left. Code is there for a terminal
+// that has proven its TPM, and for no other.
 type EnrollCertificate struct {
-	Chain     [][]byte `cbor:"1,keyasint"`
-	Time      int64    `cbor:"2,keyasint"`
-	Remaining int64    `cbor:"3,keyasint"`
+	Chain     [][]byte     `cbor:"1,keyasint"`
+	Time      int64        `cbor:"2,keyasint"`
+	Remaining int64        `cbor:"3,keyasint"`
+	Code      *WrappedCode `cbor:"4,keyasint,omitempty"`
 }
 
 // Type implements Body.

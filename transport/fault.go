@@ -14,6 +14,7 @@ const (
 	FaultRequest                        // the signing request does not fit the order
 	FaultLater                          // not now, and nothing was changed: try again
 	FaultClosed                         // the command is settled already
+	FaultAttest                         // the terminal's TPM is to be proven, and is not; the text says why
 )
 
 var faultText = map[FaultCode]string{
@@ -24,6 +25,7 @@ var faultText = map[FaultCode]string{
 	FaultRequest:   "the signing request does not fit what was ordered",
 	FaultLater:     "the server cannot do this now",
 	FaultClosed:    "the command is settled already",
+	FaultAttest:    "the key storage of this terminal is not proven to be a TPM",
 }
 
 // Fault answers a request that failed. Text is for people and may be empty.

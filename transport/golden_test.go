@@ -39,6 +39,14 @@ func every() []Body {
 		&RecoveryState{ID: ID{25}, State: RecoveryAsked},
 		&RecoveryRelease{ID: ID{25}, Sealed: []byte{30}},
 		&RecoveryTaken{ID: ID{25}},
+		&EnrollAttest{},
+		&EnrollEvidence{Endorsement: []byte{31}, Chain: [][]byte{{32}}, EK: []byte{33}, AK: []byte{34}, Root: []byte{35}, Identity: []byte{36},
+			RootProof: EnrollProof{Attest: []byte{37}, Signature: []byte{38}}, IdentityProof: EnrollProof{Attest: []byte{39}, Signature: []byte{40}}},
+		&EnrollActivate{Credential: []byte{41}, Secret: []byte{42}},
+		&EnrollActivated{MAC: [32]byte{43}},
+		&EnrollCertificate{Chain: [][]byte{{7}, {8}}, Time: 1e9, Remaining: 3600,
+			Code: &WrappedCode{Group: "default", Epoch: 2, Public: []byte{44}, Duplicate: []byte{45}, Seed: []byte{46}}},
+		&Fault{Code: FaultAttest, Text: "why"},
 	}
 }
 
@@ -53,7 +61,7 @@ func TestGoldenBytes(t *testing.T) {
 		fmt.Fprintf(&got, "%s %s\n", body.Type(), hex.EncodeToString(payload))
 	}
 	compareGolden(t, "testdata/wire.golden", got.Bytes())
-	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 24 {
+	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 30 {
 		t.Errorf("%d messages in the table", n)
 	}
 }

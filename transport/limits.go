@@ -6,6 +6,10 @@ const (
 	MaxEnvelope = 64 << 10
 	// MaxEnrollEnvelope bounds one MQTT payload before enrollment (D8).
 	MaxEnrollEnvelope = 4 << 10
+	// MaxAttestEnvelope bounds one MQTT payload before enrollment of a terminal
+	// that has proven its common key and is asked to prove its TPM: four
+	// certificates of MaxCertificate, and what is signed.
+	MaxAttestEnvelope = 20 << 10
 	// MaxBundle bounds a provisioning bundle, sealed.
 	MaxBundle = 64 << 10
 	// MaxName is the length of a name in characters (a DNS label's).
