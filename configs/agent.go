@@ -28,12 +28,15 @@ type Keycopy struct {
 	Enabled []string `toml:"enabled"`
 }
 
+// maxCodeTTL is the longest that an operator code may live.
+const maxCodeTTL = 300 * time.Second
+
 // keycopyModes are the modes that Keycopy.Enabled may name.
 func keycopyModes() []string { return []string{"pake"} }
 
 func (k Keycopy) check(report report) {
 	checkListen("keycopy.listen", k.Listen, report)
-	k.CodeTTL.check("keycopy.code_ttl", 10*time.Second, time.Hour, report)
+	k.CodeTTL.check("keycopy.code_ttl", 10*time.Second, maxCodeTTL, report)
 	for _, m := range k.Enabled {
 		if !slices.Contains(keycopyModes(), m) {
 			report("keycopy.enabled", "mode %q is not known; known: %q", m, keycopyModes())
@@ -69,10 +72,10 @@ func (r Relay) check(key string, report report) {
 func DefaultAgent() Agent {
 	return Agent{
 		StateDir: "/var/lib/kagimori",
-		HSM:      HSM{Kind: "file"},
+		HSM:      HSM{Kind: "file", Passphrase: "ask"},
 		Control:  Control{Socket: "/run/kagimori/control.sock", Mode: "0660", Operators: []string{}},
 		Link:     defaultLink(),
-		Keycopy:  Keycopy{Listen: "0.0.0.0:8885", CodeTTL: durationOf(300 * time.Second), Enabled: []string{"pake"}},
+		Keycopy:  Keycopy{Listen: "0.0.0.0:8885", CodeTTL: durationOf(maxCodeTTL), Enabled: []string{"pake"}},
 		Log:      defaultLog(),
 	}
 }

@@ -48,6 +48,13 @@ func TestErrorsNameFileLineAndKey(t *testing.T) {
 			"f:2: link.poll: 1ms is outside 1s to 24h0m0s", "f:3: link.max_backoff: 1000h0m0s is outside 1s to 24h0m0s"}},
 		{&Agent{}, "[keycopy]\nlisten = \"8885\"\ncode_ttl = \"1s\"\nenabled = [\"pake\", \"none\"]\n", []string{
 			`f:2: keycopy.listen: "8885" is not HOST:PORT`, "f:3: keycopy.code_ttl: ", `f:4: keycopy.enabled: mode "none" is not known; known: ["pake"]`}},
+		{&Agent{}, "[keycopy]\ncode_ttl = \"301s\"\n", []string{"f:2: keycopy.code_ttl: 5m1s is outside 10s to 5m0s"}},
+		{&Agent{}, "[hsm]\npassphrase = \"\"\n", []string{`f:2: hsm.passphrase: "" is none of "ask", "credential:NAME" and the absolute path of a file`}},
+		{&Agent{}, "[hsm]\npath = \"credential:a/b\"\npassphrase = \"credential:\"\n", []string{
+			`f:2: hsm.path: "a/b" is not a name of a credential`, `f:3: hsm.passphrase: "" is not a name of a credential`}},
+		{&Gate{}, "[hsm]\nkind = \"tpm\"\npath = \"credential:a\"\npassphrase = \"/etc/p\"\n", []string{
+			`f:3: hsm.path: "credential:a": a credential is a device secret, for kind "file"`, `f:4: hsm.passphrase: is for kind "file" only`}},
+		{&Server{}, "[hsm]\npassphrase = \"ask\"\n", []string{"f:2: unknown key `hsm.passphrase`"}},
 		{&Agent{}, relay + "\n" + relay, []string{`f:7: relay[1].listen: "127.0.0.1:1" is another relay's already`}},
 		{&Agent{}, "[[relay]]\nservice = \"Maps\"\nlisten = \"0.0.0.0:1\"\n", []string{
 			`f:2: relay[0].service: "Maps" is not a name of a service`, `f:3: relay[0].listen: "0.0.0.0:1" can be reached from other machines`}},

@@ -5,13 +5,13 @@ import "time"
 // Server is server.toml, of `kagimori-server run`.
 type Server struct {
 	// StateDir holds the database and, with hsm kind "file", the device secret.
-	StateDir string  `toml:"state_dir"`
-	HSM      HSM     `toml:"hsm"`
-	Control  Control `toml:"control"`
-	MQTT     MQTT    `toml:"mqtt"`
-	HTTP     HTTP    `toml:"http"`
-	CA       CA      `toml:"ca"`
-	Log      Log     `toml:"log"`
+	StateDir string    `toml:"state_dir"`
+	HSM      ServerHSM `toml:"hsm"`
+	Control  Control   `toml:"control"`
+	MQTT     MQTT      `toml:"mqtt"`
+	HTTP     HTTP      `toml:"http"`
+	CA       CA        `toml:"ca"`
+	Log      Log       `toml:"log"`
 }
 
 // MQTT is the broker.
@@ -53,7 +53,7 @@ func (c CA) check(report report) {
 func defaultServer() Server {
 	return Server{
 		StateDir: "/var/lib/kagimori-server",
-		HSM:      HSM{Kind: "file"},
+		HSM:      ServerHSM{Kind: "file"},
 		Control:  Control{Socket: "/run/kagimori-server/control.sock", Mode: "0660", Operators: []string{}},
 		MQTT:     MQTT{Listen: "0.0.0.0:8883"},
 		HTTP:     HTTP{Listen: "0.0.0.0:8880"},

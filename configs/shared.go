@@ -54,14 +54,55 @@ type HSM struct {
 	// Kind is "file" or "tpm".
 	Kind string `toml:"kind"`
 	// Path of the device secret or of the TPM; empty is the kind's default:
-	// <state_dir>/device.secret or /dev/tpmrm0.
+	// <state_dir>/device.secret or /dev/tpmrm0. "credential:NAME" is a device
+	// secret that systemd passes.
 	Path string `toml:"path"`
+	// Passphrase is where the passphrase of kind "file" comes from, if one is set:
+	// "ask", "credential:NAME" or the path of a file.
+	Passphrase string `toml:"passphrase"`
 }
 
 func (h HSM) check(report report) {
+	ServerHSM{Kind: h.Kind, Path: h.Path}.check(report)
+	const key = "hsm.passphrase"
+	_, credential := checkCredential(key, h.Passphrase, report)
+	switch {
+	case h.Passphrase == "ask" || credential:
+	case !strings.HasPrefix(h.Passphrase, "/"):
+		report(key, "%q is none of \"ask\", \"credential:NAME\" and the absolute path of a file", h.Passphrase)
+	}
+	if h.Kind == "tpm" && h.Passphrase != "ask" {
+		report(key, "is for kind \"file\" only: a TPM keeps keys without a passphrase")
+	}
+}
+
+// ServerHSM is HSM for the management server, which has no passphrase: it must
+// come up by itself.
+type ServerHSM struct {
+	Kind string `toml:"kind"`
+	Path string `toml:"path"`
+}
+
+func (h ServerHSM) check(report report) {
 	if h.Kind != "file" && h.Kind != "tpm" {
 		report("hsm.kind", "%q is neither \"file\" nor \"tpm\"", h.Kind)
 	}
+	if _, ok := checkCredential("hsm.path", h.Path, report); ok && h.Kind == "tpm" {
+		report("hsm.path", "%q: a credential is a device secret, for kind \"file\"", h.Path)
+	}
+}
+
+// credential is what systemd takes as the name of one, and a path needs no
+// escaping for.
+var credential = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$`)
+
+// checkCredential gives NAME of "credential:NAME", and whether it is one.
+func checkCredential(key, value string, report report) (string, bool) {
+	name, ok := strings.CutPrefix(value, "credential:")
+	if ok && !credential.MatchString(name) {
+		report(key, "%q is not a name of a credential: letters, digits, dots, dashes and underscores", name)
+	}
+	return name, ok
 }
 
 // Control is the socket on which the daemon answers the command line (D13).

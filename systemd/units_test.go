@@ -121,6 +121,43 @@ func TestTPMDropIn(t *testing.T) {
 	}
 }
 
+// TestCredentialDropIn: the drop-in fits both units, and what its comment says to
+// type makes a credential that the name belongs to.
+func TestCredentialDropIn(t *testing.T) {
+	data, err := fs.ReadFile(Units, "units/hsm-credential.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, lines, ok := strings.Cut(string(data), "[Service]\n")
+	if !ok {
+		t.Fatal("no [Service] in the drop-in")
+	}
+	for _, name := range []string{"kagimori", "kagimori-gate"} {
+		unit := copyUnit(t, t.TempDir(), name, lines)
+		if _, stderr := analyze(t, "--man=no", "verify", unit); stderr != "" {
+			t.Errorf("%s: %s", name, stderr)
+		}
+		if got := exposure(t, unit); got > 1.6 {
+			t.Errorf("%s: exposure %.1f", name, got)
+		}
+	}
+	if os.Getuid() != 0 {
+		t.Skip("needs root: systemd-creds reads the key of the host")
+	}
+	const dir = "/etc/credstore.encrypted"
+	_, command, _ := strings.Cut(string(data), "#   head ")
+	command, _, _ = strings.Cut(command, "\n")
+	command = "head " + strings.Replace(command, dir, t.TempDir(), 1)
+	fields := strings.Fields(command)
+	made := fields[len(fields)-1]
+	cmd := exec.Command("sh", "-c", command+" && systemd-creds decrypt --name=kagimori-device "+made+" - | wc -c")
+	cmd.Env = append(os.Environ(), "SYSTEMD_CREDENTIAL_SECRET="+filepath.Join(t.TempDir(), "host.secret")) // not this machine's
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.HasSuffix(strings.TrimSpace(string(out)), "32") {
+		t.Errorf("%s: %v\n%s", command, err, out)
+	}
+}
+
 // TestUnitsAgree: names, paths and exit codes in the units are those of the
 // house.
 func TestUnitsAgree(t *testing.T) {

@@ -9,7 +9,6 @@ import (
 
 	"github.com/kagimori/kagimori/agent"
 	"github.com/kagimori/kagimori/agent/daemon"
-	"github.com/kagimori/kagimori/agent/keycopy"
 	"github.com/kagimori/kagimori/agent/relay"
 	"github.com/kagimori/kagimori/configs"
 	"github.com/kagimori/kagimori/transport"
@@ -42,7 +41,7 @@ func run(ctx context.Context, cfg *configs.Agent, log *slog.Logger) error {
 		return err
 	}
 	defer d.Close()
-	a, err := d.Agent(agentConfig(cfg, log), cfg.HSM, cfg.StateDir)
+	a, err := d.Agent(agentConfig(cfg), cfg.HSM, cfg.StateDir)
 	if err != nil {
 		return err
 	}
@@ -58,16 +57,13 @@ func run(ctx context.Context, cfg *configs.Agent, log *slog.Logger) error {
 
 // agentConfig is a terminal's agent: it takes spare and terminal bundles, runs
 // relays and copies keys.
-func agentConfig(cfg *configs.Agent, log *slog.Logger) agent.Config {
+func agentConfig(cfg *configs.Agent) agent.Config {
 	c := agent.Config{
 		Built: daemon.Built(built), Bundles: []transport.BundleKind{transport.BundleSpare, transport.BundleTerminal},
 		Poll: cfg.Link.Poll.D(), MaxBackoff: cfg.Link.MaxBackoff.D(),
 	}
 	if slices.Contains(cfg.Keycopy.Enabled, string(transport.KeycopyPAKE)) {
 		c.Keycopy = &agent.KeycopyConfig{Listen: cfg.Keycopy.Listen, CodeTTL: cfg.Keycopy.CodeTTL.D()}
-		if c.Keycopy.CodeTTL > keycopy.CodeLifetime {
-			log.Warn("keycopy.code_ttl is longer than a code may live", "code_ttl", c.Keycopy.CodeTTL, "used", keycopy.CodeLifetime)
-		}
 	}
 	for _, r := range cfg.Relays {
 		c.Relays = append(c.Relays, relay.Config{Service: transport.Name(r.Service), Listen: r.Listen, Public: r.Exposed})

@@ -90,7 +90,7 @@ func userName() string {
 }
 
 // secretPath is where the device secret is unless the configuration says otherwise.
-func secretPath(h configs.HSM, dir string) string {
+func secretPath(h configs.ServerHSM, dir string) string {
 	if h.Path == "" && h.Kind == "file" {
 		return filepath.Join(dir, "device.secret")
 	}

@@ -14,8 +14,8 @@ import (
 )
 
 // openModule opens the key storage of a state directory, or says what to do.
-func openModule(ctx context.Context, h configs.HSM, dir string, log *slog.Logger) (hsm.Module, error) {
-	m, err := open.Module(ctx, open.Config{Kind: h.Kind, Path: secretPath(h, dir)}, log)
+func openModule(ctx context.Context, h configs.ServerHSM, dir string, log *slog.Logger) (hsm.Module, error) {
+	m, err := open.Module(ctx, open.Config{Kind: h.Kind, Path: secretPath(h, dir), Dir: dir}, log)
 	if err == nil {
 		return m, nil
 	}
