@@ -35,7 +35,7 @@ func create(ctx context.Context, path string, module hsm.Module, schema int) err
 	}
 	if err := write(temp, schema, blob, check); err != nil {
 		_ = os.Remove(temp)
-		if noSpace(err) {
+		if noSpaceText(err) { // a sync may be the one that says it, and bbolt keeps only its text
 			err = fmt.Errorf("%w (%w)", ErrFull, err)
 		}
 		return fmt.Errorf("create: %w", err)

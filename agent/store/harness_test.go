@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/kagimori/kagimori/hsm"
@@ -46,6 +48,7 @@ var crashModes = map[string]struct {
 	early  bool // acknowledges before the change is made
 	apart  bool // the effect and its ledger row are two changes
 	noSync bool // the store does not wait for the disk
+	deaf   bool // acknowledges what did not fit
 }{
 	"update": {writers: 3},
 	"single": {writers: 1}, // the order of its system calls is always the same
@@ -53,6 +56,7 @@ var crashModes = map[string]struct {
 	"early":  {writers: 3, early: true},
 	"apart":  {writers: 3, apart: true},
 	"nosync": {writers: 1, noSync: true},
+	"deaf":   {writers: 1, deaf: true},
 }
 
 // maxWriters is the most that any of crashModes has.
@@ -64,16 +68,34 @@ func TestMain(m *testing.M) {
 		_, _ = fmt.Sscan(os.Getenv(envCrashLast), &d.last)
 		if err := d.run(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+			os.Exit(exitCode(err))
 		}
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }
 
+// How a daemon ended that could not go on.
+const (
+	exitOther  = 1
+	exitFull   = 3
+	exitFailed = 4
+)
+
+func exitCode(err error) int {
+	switch {
+	case errors.Is(err, ErrFailed), strings.Contains(err.Error(), syscall.EIO.Error()):
+		return exitFailed
+	case errors.Is(err, ErrFull), noSpace(err):
+		return exitFull
+	}
+	return exitOther
+}
+
 // env is the environment in which the test binary becomes d.
 func (d crashDaemon) env() []string {
-	return append(os.Environ(), envCrashDir+"="+d.dir, envCrashMode+"="+d.mode, envCrashTPM+"="+d.tpm, fmt.Sprint(envCrashLast, "=", d.last))
+	return append(os.Environ(), "GORACE=atexit_sleep_ms=0",
+		envCrashDir+"="+d.dir, envCrashMode+"="+d.mode, envCrashTPM+"="+d.tpm, fmt.Sprint(envCrashLast, "=", d.last))
 }
 
 // open opens the daemon's key storage and its store. Everything is below dir,
@@ -81,28 +103,36 @@ func (d crashDaemon) env() []string {
 func (d crashDaemon) open(ctx context.Context) (*Store, hsm.Module, error) {
 	var m hsm.Module
 	var err error
-	quiet := slog.New(slog.DiscardHandler)
 	if d.tpm != "" {
-		m, err = tpm.Open(ctx, d.tpm, quiet)
+		m, err = tpm.Open(ctx, d.tpm, quiet())
 	} else {
 		m, err = file.Open(filepath.Join(d.dir, "device-secret"))
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	s, err := Open(ctx, Config{Path: d.path()}, m, quiet)
+	s, err := Open(ctx, crashConfig(d.dir), m, quiet())
 	if err != nil {
 		return nil, nil, errors.Join(err, m.Close())
 	}
 	return s, m, nil
 }
 
-func (d crashDaemon) path() string { return filepath.Join(d.dir, "store") }
+// crashConfig is the store of all daemons here.
+func crashConfig(dir string) Config {
+	return Config{Path: filepath.Join(dir, "store"), Keys: []string{"credential"}}
+}
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // run obeys commands until it is killed. After each it prints which of the
 // writers it was and its how manieth: the acknowledgement.
 func (d crashDaemon) run() error {
 	mode := crashModes[d.mode]
+	if mode.writers == 1 {
+		// strace counts the calls of each thread by itself.
+		runtime.LockOSThread()
+	}
 	s, m, err := d.open(context.Background())
 	if err != nil {
 		return err
@@ -146,11 +176,18 @@ func (d crashDaemon) obey(s *Store, w int) error {
 		} else {
 			err = change(func(tx *Tx) error { return command(tx, w, n) })
 		}
-		if err != nil {
+		for range 3 { // that there is no room may pass
+			if errors.Is(err, ErrFull) {
+				err = change(func(tx *Tx) error { return command(tx, w, n) })
+			}
+		}
+		if err != nil && !mode.deaf {
 			return err
 		}
 		if !mode.early {
-			os.Stdout.WriteString(ack)
+			if _, err := os.Stdout.WriteString(ack); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

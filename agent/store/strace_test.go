@@ -50,7 +50,7 @@ func (d crashDaemon) trace(t *testing.T) []event {
 		t.Fatal("strace is missing: run scripts/setup.sh")
 	}
 	log := filepath.Join(quickDir(t), "strace")
-	cmd := exec.Command("strace", "-f", "-qq", "-y", "-xx", "-s", "4194304", "-e", "signal=none", "-e", "trace="+traced, "-o", log, os.Args[0], "-test.run=^$")
+	cmd := exec.Command("strace", "-f", "--seccomp-bpf", "-qq", "-y", "-xx", "-s", "4194304", "-e", "signal=none", "-e", "trace="+traced, "-o", log, os.Args[0], "-test.run=^$")
 	cmd.Env = d.env()
 	out, err := os.Create(filepath.Join(filepath.Dir(log), "out"))
 	if err != nil {
@@ -82,9 +82,7 @@ type tracer struct {
 }
 
 var (
-	reLine   = regexp.MustCompile(`^(\d+) +(.*)$`)
-	reCall   = regexp.MustCompile(`^(\w+)\((.*)\) += (-?\d+|\?)(?:<([^>]*)>)?(.*)$`)
-	reResume = regexp.MustCompile(`^<\.\.\. \w+ resumed>,? ?(.*)$`)
+	reResult = regexp.MustCompile(`^ *= (-?\d+|\?)(?:<([^>]*)>)?`)
 	reFile   = regexp.MustCompile(`^(\d+)<([^>]*)>`)
 )
 
@@ -93,11 +91,8 @@ func parseTrace(r io.Reader, dir string) ([]event, error) {
 	sc := bufio.NewScanner(r)
 	sc.Buffer(nil, 64<<20)
 	for sc.Scan() {
-		m := reLine.FindStringSubmatch(sc.Text())
-		if m == nil {
-			return nil, fmt.Errorf("strace says %.200q", sc.Text())
-		}
-		thread, text := m[1], m[2]
+		thread, text, _ := strings.Cut(sc.Text(), " ")
+		text = strings.TrimLeft(text, " ")
 		if head, cut := strings.CutSuffix(text, " <unfinished ...>"); cut {
 			tr.begun[thread] = head
 			// An acknowledgement counts from its first moment.
@@ -108,8 +103,9 @@ func parseTrace(r io.Reader, dir string) ([]event, error) {
 			}
 			continue
 		}
-		if m := reResume.FindStringSubmatch(text); m != nil {
-			text = tr.begun[thread] + m[1]
+		if strings.HasPrefix(text, "<... ") {
+			_, rest, _ := strings.Cut(text, " resumed>")
+			text = tr.begun[thread] + rest
 			if strings.HasPrefix(text, "write(1<") {
 				continue
 			}
@@ -122,18 +118,29 @@ func parseTrace(r io.Reader, dir string) ([]event, error) {
 }
 
 func (tr *tracer) line(text string) error {
-	m := reCall.FindStringSubmatch(text)
-	if m == nil || strings.HasPrefix(m[3], "-") || m[3] == "?" {
-		return nil // an exit, or a call that failed and changed nothing
+	call, rest, isCall := strings.Cut(text, "(")
+	end := strings.LastIndexByte(rest, ')')
+	if strings.HasSuffix(rest, ")") { // "= -1 ENOENT (No such file or directory)"
+		return nil
 	}
-	call, args := m[1], strings.Split(m[2], ", ")
-	ret, err := strconv.ParseInt(m[3], 10, 64)
+	if !isCall || end < 0 {
+		return nil // +++ exited with 0 +++
+	}
+	result := reResult.FindStringSubmatch(rest[end+1:])
+	if result == nil {
+		return fmt.Errorf("no result")
+	}
+	if strings.HasPrefix(result[1], "-") || result[1] == "?" {
+		return nil // it failed and changed nothing
+	}
+	ret, err := strconv.ParseInt(result[1], 10, 64)
 	if err != nil {
 		return err
 	}
+	args := strings.Split(rest[:end], ", ")
 	switch call {
 	case "openat", "mkdirat", "mkdir", "rename", "renameat", "renameat2", "unlink", "unlinkat", "rmdir":
-		return tr.name(call, args, m[3]+"<"+m[4]+">")
+		return tr.name(call, args, result[1]+"<"+result[2]+">")
 	}
 	file := reFile.FindStringSubmatch(args[0])
 	if file == nil {

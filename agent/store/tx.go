@@ -294,7 +294,7 @@ func (tx *Tx) commit() (err error) {
 		return nil
 	case errors.Is(err, berrors.ErrMaxSizeReached):
 		return fmt.Errorf("%w (its limit is %d MiB)", ErrFull, (maxSize-reserve)>>20)
-	case errors.As(err, &write) && noSpace(err): // and not a sync that found it out later
+	case errors.As(err, &write) && noSpace(err), noGrowth(err): // and not a sync that found it out later
 		return fmt.Errorf("%w (%w)", ErrFull, err)
 	}
 	// After a failed sync the kernel may have dropped what it could not write:
@@ -306,6 +306,16 @@ func (tx *Tx) commit() (err error) {
 
 func noSpace(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+// noGrowth says whether there was no room for a larger file, which UBIFS says
+// already when the size is set. bbolt keeps the text of that error, not the error.
+func noGrowth(err error) bool {
+	return strings.HasPrefix(err.Error(), "file resize error") && noSpaceText(err)
+}
+
+func noSpaceText(err error) bool {
+	return strings.Contains(err.Error(), syscall.ENOSPC.Error()) || strings.Contains(err.Error(), syscall.EDQUOT.Error())
 }
 
 // guard turns a panic of bbolt, or a fault in the mapped file, into ErrDamaged.
