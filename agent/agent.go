@@ -9,6 +9,8 @@
 //   - revoked.go: which gates may not be talked to any more
 //   - relay.go: local ports through which unchanged programs use credentials
 //   - keycopy.go, keycopy_offer.go, keycopy_fetch.go: credentials from terminal to terminal
+//   - audit.go: what happened to keys; doctor.go, lockout.go, pin.go: what is
+//     wrong, the chip's guard against guessing, and the PIN for people
 //   - status.go, control.go: what people see and ask for
 //
 // The conversations (enroll.go, session.go) are pure: messages in, messages
@@ -28,6 +30,7 @@ import (
 
 	"github.com/kagimori/kagimori/agent/relay"
 	"github.com/kagimori/kagimori/agent/store"
+	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/systemd"
 	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/control"
@@ -50,6 +53,10 @@ type Config struct {
 	Receive func(context.Context, *transport.Envelope) error
 	Relays  []relay.Config
 	Keycopy *KeycopyConfig
+	// StateDir is where the store is, for the doctor to look at its disk. Examine
+	// asks key storage how it is while it does not open; nil: it is not asked.
+	StateDir string
+	Examine  func(context.Context) (hsm.Health, error)
 }
 
 const (
@@ -251,6 +258,9 @@ func (a *Agent) runStore(ctx context.Context, v *vault) {
 			a.log.Error("store does not answer", "err", err)
 		} else {
 			loop.Beat()
+			if v.owing() {
+				a.beating(loop, openingTime, v.anchor)
+			}
 		}
 		select {
 		case <-ctx.Done():

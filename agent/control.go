@@ -39,8 +39,9 @@ type (
 		Relays []RelayStatus `json:"relays"`
 	}
 	// OfferParams: no Credentials means all; the operator code comes sealed to
-	// ReplyKey under LabelCode.
+	// ReplyKey under LabelCode. PIN is sealed under LabelPIN, if one is set.
 	OfferParams struct {
+		PIN         string           `json:"pin,omitempty"`
 		Credentials []transport.Name `json:"credentials,omitempty"`
 		ReplyKey    string           `json:"reply_key"`
 	}
@@ -67,7 +68,7 @@ func (a *Agent) Interface() control.Interface {
 	}), a.Methods()...)
 	return control.Interface{
 		Name: "com.kagimori.agent", Doc: "The agent that keeps a terminal's keys.",
-		Methods: append(methods, a.whenReady(
+		Methods: append(append(methods, a.whenReady(a.pinMethods()...)...), a.whenReady(
 			control.Method{
 				Name: "RelayList", Class: control.Read, Out: RelayPage{}, Handle: a.relayList,
 				Doc: "The relays: local ports through which programs use credentials.",
@@ -115,7 +116,7 @@ func (a *Agent) whenReady(methods ...control.Method) []control.Method {
 
 // Methods are those that every program with an agent offers.
 func (a *Agent) Methods() []control.Method {
-	return a.whenReady([]control.Method{
+	return a.whenReady(append(append(a.auditMethods(), a.doctorMethods()...), []control.Method{
 		{
 			Name: "Provision", Class: control.Admin, In: ProvisionParams{}, Out: ProvisionResult{}, Handle: a.provision,
 			Doc: "Takes in a provisioning bundle. The passphrase is sealed under the label \"passphrase\".",
@@ -128,7 +129,7 @@ func (a *Agent) Methods() []control.Method {
 			Name: "CredentialShow", Class: control.Read, In: CredentialParams{}, Out: CredentialDetail{}, Handle: a.credentialShow,
 			Doc: "One credential, with what its certificate says, without its secret.",
 		},
-	}...)
+	}...)...)
 }
 
 func (a *Agent) provision(ctx context.Context, call *control.Call) error {
@@ -198,6 +199,19 @@ func (a *Agent) relayList(_ context.Context, call *control.Call) error {
 func (a *Agent) keycopyOffer(ctx context.Context, call *control.Call) error {
 	var in OfferParams
 	if err := call.Params(&in); err != nil {
+		return err
+	}
+	v, err := a.open()
+	if err != nil {
+		return err
+	}
+	var pin transport.Sensitive
+	if in.PIN != "" {
+		if pin, err = call.Unseal(LabelPIN, in.PIN); err != nil {
+			return err
+		}
+	}
+	if err := a.judgePIN(ctx, v, pin); err != nil {
 		return err
 	}
 	o, code, err := a.arm(ctx, in.Credentials)

@@ -56,6 +56,8 @@ func TestClasses(t *testing.T) {
 	want := map[string]control.Class{
 		"Status": control.Read, "CredentialList": control.Read, "CredentialShow": control.Read, "RelayList": control.Read,
 		"KeycopyOffer": control.Operate, "KeycopyDisarm": control.Operate, "KeycopyFetch": control.Operate, "KeycopyUnlock": control.Admin, "Provision": control.Admin,
+		"AuditList": control.Read, "AuditVerify": control.Read, "Doctor": control.Read, "KeyStorage": control.Read,
+		"LockoutSet": control.Admin, "LockoutReset": control.Admin, "PINSet": control.Admin, "PINClear": control.Admin,
 	}
 	got := map[string]control.Class{}
 	for _, m := range testAgent(t, Config{}).Interface().Methods {

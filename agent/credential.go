@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/transport"
 )
@@ -173,7 +174,10 @@ func (s *session) certificate(m *transport.CredentialCertificate) error {
 		if err := hold(tx, &h); err != nil {
 			return err
 		}
-		return supersede(tx, &h.Record)
+		if err := s.audit(tx, audit.Installed, h.Record.ID, "for service %s", h.Record.Service); err != nil {
+			return err
+		}
+		return s.supersede(tx, &h.Record)
 	}})
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/transport"
 )
@@ -81,14 +82,14 @@ func hold(tx *store.Tx, h *holdingRecord) error {
 // supersede invalidates what was issued to this device for the same end before:
 // a device has one credential of its own for a service (req: L6), and the
 // server issues another only when the one before is no longer good.
-func supersede(tx *store.Tx, by *transport.CredentialRecord) error {
+func (v *vault) supersede(tx *store.Tx, by *transport.CredentialRecord) error {
 	return eachHolding(tx, func(h *holdingRecord) error {
 		r := &h.Record
 		if h.Origin != OriginIssue || r.ID == by.ID || r.Service != by.Service || r.Usage != by.Usage || r.State != transport.CredentialActive {
 			return nil
 		}
 		r.State = transport.CredentialInvalid
-		return tx.Put(bucketCredentials, string(r.ID), h)
+		return errors.Join(tx.Put(bucketCredentials, string(r.ID), h), v.audit(tx, audit.Invalidated, r.ID, "%s took its place", by.ID))
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/transport"
 )
@@ -36,6 +37,9 @@ func (v *vault) keepIdentity(bundle transport.ID, chain [][]byte) error {
 		}
 		if !found || self.newest() != bundle {
 			return errors.New("another bundle was taken in meanwhile")
+		}
+		if err := v.audit(tx, audit.Enrolled, self.Terminal, "deployment %s", self.Deployment); err != nil {
+			return err
 		}
 		return tx.Put(bucketIdentity, keyChain, &identityRecord{Chain: chain})
 	})

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/keycopy"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/hsm"
@@ -65,6 +66,7 @@ type copies struct {
 	mu       sync.Mutex
 	offer    *offering  // guarded by mu: the one that stands
 	fetching bool       // guarded by mu
+	judging  bool       // guarded by mu: key storage looks at a PIN
 	wrong    wrongCodes // of the one fetch under way, or the last
 }
 
@@ -186,9 +188,26 @@ func (t attempts) change(do func(*keycopy.AttemptLog)) error {
 		if _, err := tx.Get(bucketAttempts, string(t.role), &log); err != nil {
 			return err
 		}
+		before := log.Level
 		do(&log)
+		if log.Level > before {
+			if err := t.vault.audit(tx, audit.CopyLocked, string(t.role), "too many wrong operator codes"); err != nil {
+				return err
+			}
+		}
 		return tx.Put(bucketAttempts, string(t.role), &log)
 	})
+}
+
+// wrongCode logs a run that ended with one, and gives err on.
+func (v *vault) wrongCode(remote string, err error) error {
+	fault := transport.KeycopyFault(0)
+	if errors.As(err, &fault) && fault == transport.KeycopyAuthFailed {
+		if err := v.logged(audit.CopyFailed, remote, "wrong operator code"); err != nil {
+			v.log.Error("wrong operator code not logged", "err", err) // it is counted
+		}
+	}
+	return err
 }
 
 // locked is for how long a role takes no more guesses.

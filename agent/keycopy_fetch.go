@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync/atomic"
 
+	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/keycopy"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/transport"
@@ -76,6 +77,7 @@ func (a *Agent) fetch(ctx context.Context, address string, typed transport.Sensi
 		return nil, a.fetchFailed(address, nil, err)
 	}
 	t, err := keycopy.Fetch(running, conn, target)
+	err = p.vault.wrongCode(address, err)
 	if err != nil && !errors.Is(err, keycopy.ErrNotClosed) {
 		return nil, a.fetchFailed(address, t, err)
 	}
@@ -160,7 +162,7 @@ func (p *party) install(t *keycopy.Transaction, records []transport.CredentialRe
 			}
 			noted.Taken = append(noted.Taken, h.Record.ID)
 		}
-		return note(tx, noted)
+		return errors.Join(note(tx, noted), p.vault.audit(tx, audit.CopyReceived, peerText(t.Name, &t.Peer, t.Remote), "%s", listed(noted.Taken)))
 	})
 }
 

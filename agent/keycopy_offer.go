@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/keycopy"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/transport"
@@ -56,7 +57,7 @@ func (o *offering) run(ctx context.Context, a *Agent) {
 		cfg := o.party.tcp
 		cfg.Refused = func(remote string, err error) { o.tell(turnedForeign(remote, err)) }
 		err := tcp.Serve(serving, o.listener, cfg, func(ctx context.Context, c *tcp.Conn) error {
-			return keycopy.Serve(ctx, c, o.source)
+			return o.party.vault.wrongCode(c.Channel().Remote, keycopy.Serve(ctx, c, o.source))
 		})
 		if err != nil {
 			a.log.Error("key copy listener failed", "err", err)
@@ -95,6 +96,10 @@ func (a *Agent) arm(ctx context.Context, selected []transport.Name) (o *offering
 	if o.listener, err = tcp.Listen(ctx, a.cfg.Keycopy.Listen); err != nil {
 		return nil, nil, control.Problemf(control.Unavailable, "choose another address for listen in the [keycopy] section, or stop what uses it", "%w", err)
 	}
+	if err := p.vault.logged(audit.CopyOffered, o.listener.Addr(), "%s", offered(o.chosen.Keys)); err != nil {
+		o.listener.Close()
+		return nil, nil, err
+	}
 	operator, err := keycopy.NewOperatorCode(rand.Reader, a.backdated(p.clock()))
 	if err != nil {
 		o.listener.Close()
@@ -125,6 +130,15 @@ func (a *Agent) arm(ctx context.Context, selected []transport.Name) (o *offering
 		clear(code)
 		return nil, nil, errors.Join(ctx.Err(), o.listener.Close())
 	}
+}
+
+// offered names keys in an entry of the audit log.
+func offered(keys []KeycopyKey) string {
+	ids := make([]transport.Name, len(keys))
+	for i, k := range keys {
+		ids[i] = k.ID
+	}
+	return listed(ids)
 }
 
 // answers proves that the security code can be used: with a chip that has died,
@@ -263,6 +277,9 @@ func (a *Agent) unlock() error {
 			return err
 		}
 	}
+	if err := v.logged(audit.CopyUnlocked, "", ""); err != nil {
+		return err
+	}
 	a.log.Warn("wrong operator codes forgotten by an administrator")
 	return nil
 }
@@ -297,11 +314,22 @@ var _ keycopy.SourceJournal = sourceJournal{}
 
 // Offered comes before the first key leaves.
 func (j sourceJournal) Offered(_ context.Context, t *keycopy.Transaction) error {
-	return j.vault.update(func(tx *store.Tx) error { return note(tx, newCopyRecord(roleSource, t)) })
+	return j.note(audit.CopyGiven, t)
 }
 
 // Received comes with the receipt.
 func (j sourceJournal) Received(_ context.Context, t *keycopy.Transaction) error {
 	j.vault.log.Info("keys copied", "to", t.Peer.Short(), "terminal", t.Name, "remote", t.Remote, "keys", len(t.Taken))
-	return j.vault.update(func(tx *store.Tx) error { return note(tx, newCopyRecord(roleSource, t)) })
+	return j.note(audit.CopyDelivered, t)
+}
+
+func (j sourceJournal) note(kind audit.Kind, t *keycopy.Transaction) error {
+	r := newCopyRecord(roleSource, t)
+	ids := r.Items
+	if kind == audit.CopyDelivered {
+		ids = r.Taken
+	}
+	return j.vault.update(func(tx *store.Tx) error {
+		return errors.Join(note(tx, r), j.vault.audit(tx, kind, peerText(r.Name, &r.Peer, r.Remote), "%s", listed(ids)))
+	})
 }

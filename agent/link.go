@@ -55,6 +55,7 @@ func (a *Agent) Linked() bool { return a.link.get(a.clock).Up() }
 type linkStatus struct {
 	mu     sync.Mutex
 	status LinkStatus           // guarded by mu
+	failed LinkStatus           // guarded by mu: the last that had an error since the link was up
 	told   map[string]time.Time // guarded by mu: when a server's state was last worth a line
 }
 
@@ -81,7 +82,19 @@ func (l *linkStatus) set(s LinkStatus) {
 	if s.State == l.status.State && s.Server == l.status.Server {
 		s.since = l.status.since
 	}
-	l.status = s
+	switch l.status = s; {
+	case s.Up():
+		l.failed = LinkStatus{}
+	case s.Error != "" && s.State != LinkStarting:
+		l.failed = s
+	}
+}
+
+// lastTrouble is the last attempt that failed, if none has worked since.
+func (l *linkStatus) lastTrouble() LinkStatus {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.failed
 }
 
 // retryAt notes when the next attempt follows.

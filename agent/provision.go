@@ -1,11 +1,13 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"runtime/debug"
 
+	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/transport"
@@ -91,6 +93,9 @@ func (a *Agent) takeIn(ctx context.Context, v *vault, b *transport.Bundle, next 
 			return err
 		}
 		if err := tx.Put(bucketTerminal, keySelf, next); err != nil {
+			return err
+		}
+		if err := v.audit(tx, audit.Provisioned, cmp.Or(next.Terminal, "spare"), "%s, deployment %s, group %s", outcome, next.Deployment, next.Group); err != nil {
 			return err
 		}
 		if outcome != OutcomeReplaced {

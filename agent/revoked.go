@@ -3,10 +3,12 @@ package agent
 import (
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
+	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/transport"
 )
@@ -218,5 +220,7 @@ func (v *vault) takeRevoked(m *transport.ServiceRevoked, roots *x509.CertPool) e
 	} else {
 		v.log.Info("list of revoked gates taken", "number", next.number(), "revoked", next.list.Len())
 	}
-	return v.update(func(tx *store.Tx) error { return tx.Put(bucketRevoked, hex.EncodeToString(by.ID[:]), &record) })
+	return v.update(func(tx *store.Tx) error {
+		return errors.Join(tx.Put(bucketRevoked, hex.EncodeToString(by.ID[:]), &record), v.audit(tx, audit.GatesRevoked, fmt.Sprintf("list %d", m.Number), ""))
+	})
 }

@@ -76,6 +76,7 @@ type KeycopyStatus struct {
 	// code may be typed, after too many wrong ones.
 	Locked      int       `json:"locked_seconds,omitempty"`
 	LockedFetch int       `json:"fetch_locked_seconds,omitempty"`
+	PIN         bool      `json:"pin"`            // an offer asks for it
 	Last        string    `json:"last,omitempty"` // the last copy, in words
 	LastAt      time.Time `json:"last_at,omitzero"`
 }
@@ -218,6 +219,7 @@ func (a *Agent) keycopyStatus(v *vault) (*KeycopyStatus, error) {
 			*seconds = int(wait.Seconds())
 		}
 		var last copyRecord
+		s.PIN = tx.Blob(blobPIN) != nil
 		err := tx.Each(bucketCopies, func(_ string, decode func(any) error) error { return decode(&last) })
 		if err == nil && last.Role != "" {
 			s.Last, s.LastAt = last.String(), time.Unix(last.Time, 0).UTC()

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"path/filepath"
 
+	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/hsm/open"
@@ -30,6 +31,7 @@ type vault struct {
 	// other gates are revoked than before.
 	changed, relisted func()
 	failed            func(error)
+	anchors           anchors
 }
 
 const (
@@ -53,6 +55,8 @@ type identityRecord struct {
 type records interface {
 	View(fn func(*store.Tx) error) error
 	Update(fn func(*store.Tx) error) error
+	Batch(fn func(*store.Tx) error) error
+	State() store.State
 	Close() error
 }
 
@@ -100,6 +104,7 @@ func openVault(ctx context.Context, opener Opener, clock *Clock, log *slog.Logge
 			err = errors.Join(err, v.close())
 		}
 	}()
+	v.anchors.since = s.State().Epoch
 	var floor clockRecord
 	var key hsm.Blob
 	err = s.View(func(tx *store.Tx) error {
@@ -117,15 +122,24 @@ func openVault(ctx context.Context, opener Opener, clock *Clock, log *slog.Logge
 		if key, err = module.NewKey(ctx); err != nil {
 			return nil, fmt.Errorf("make identity key: %w", err)
 		}
-		if err = s.Update(func(tx *store.Tx) error { return tx.PutBlob(blobIdentity, key) }); err != nil {
+		err = s.Update(func(tx *store.Tx) error {
+			return errors.Join(tx.PutBlob(blobIdentity, key), v.audit(tx, audit.IdentityCreated, module.Level(), ""))
+		})
+		if err != nil {
 			return nil, fmt.Errorf("keep identity key: %w", err)
 		}
 	}
 	if v.identity, err = module.Signer(ctx, key); err != nil {
 		return nil, fmt.Errorf("open identity key: %w", err)
 	}
-	v.device, err = deviceOf(v.identity)
-	return v, err
+	if v.device, err = deviceOf(v.identity); err != nil {
+		return nil, err
+	}
+	if err = v.logLosses(); err != nil {
+		return nil, err
+	}
+	v.anchor()
+	return v, nil
 }
 
 // close ends everything. It may be called on a vault that opened half.
@@ -141,6 +155,7 @@ func (v *vault) close() error {
 func (v *vault) update(fn func(*store.Tx) error) error {
 	var floor clockRecord
 	var due bool
+	before := v.store.State().Epoch
 	err := v.store.Update(func(tx *store.Tx) error {
 		if err := fn(tx); err != nil {
 			return err
@@ -158,6 +173,9 @@ func (v *vault) update(fn func(*store.Tx) error) error {
 	}
 	if err == nil {
 		v.changed()
+		if v.store.State().Epoch != before {
+			v.anchor()
+		}
 	}
 	return err
 }

@@ -1,0 +1,156 @@
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/kagimori/kagimori/agent/store"
+	"github.com/kagimori/kagimori/hsm"
+)
+
+func daemonDown(s *Snapshot) []Finding {
+	if s.Running {
+		return nil
+	}
+	return []Finding{found(DaemonDown, Fault, "the daemon does not run; this is what can be seen without it")}
+}
+
+// ClassOf gives an error of key storage or store its class; "" for nil.
+func ClassOf(err error) Class {
+	if err == nil {
+		return ""
+	}
+	// The more telling ones come first: an error may wrap several.
+	for _, c := range []struct {
+		is    error
+		class Class
+	}{
+		{store.ErrOlder, StoreOlder},
+		{hsm.ErrCounter, CounterGone},
+		{hsm.ErrBoot, BootChanged},
+		{hsm.ErrPassphrase, Passphrase},
+		{hsm.ErrLockout, LockedOut},
+		{hsm.ErrOwnerAuth, OwnerPassword},
+		{hsm.ErrBusy, ChipBusy},
+		{hsm.ErrAbsent, ChipAbsent},
+		{hsm.ErrReplaced, RootReplaced},
+		{store.ErrForeign, RootReplaced},
+		{hsm.ErrTimeout, ChipSilent},
+		{store.ErrFull, DiskFull},
+		{syscall.ENOSPC, DiskFull},
+		{store.ErrLocked, StoreRefused},
+		{store.ErrNewer, StoreRefused},
+		{hsm.ErrUnsafe, StoreRefused},
+		{fs.ErrPermission, StoreRefused},
+		{fs.ErrNotExist, StoreRefused},
+		{store.ErrDamaged, StoreDamaged},
+		{store.ErrFailed, StoreDamaged},
+		{hsm.ErrBlob, RootReplaced},
+	} {
+		if errors.Is(err, c.is) {
+			return c.class
+		}
+	}
+	return ChipSilent
+}
+
+// storageFindings: it does not open, or what was open cannot be used.
+func storageFindings(s *Snapshot) (list []Finding) {
+	for _, err := range []error{s.Storage, s.Use, s.HealthErr} {
+		if err == nil {
+			continue
+		}
+		text := err.Error()
+		if boot, ok := errors.AsType[*hsm.BootError](err); ok {
+			text = fmt.Sprintf("PCRs %v differ from what the store key was sealed to: %s", boot.Changed, text)
+		}
+		class := ClassOf(err)
+		if slices.ContainsFunc(list, func(f Finding) bool { return f.Class == class }) {
+			continue // the same trouble, met again
+		}
+		list = append(list, found(class, Fault, text))
+	}
+	return list
+}
+
+func chipFindings(s *Snapshot) (list []Finding) {
+	if s.Health == nil || s.Health.Chip == nil {
+		return nil
+	}
+	l := &s.Health.Chip.Lockout
+	if l.Locked {
+		list = append(list, found(LockedOut, Warning, fmt.Sprintf("%d wrong tries, the limit is %d; one more try is taken in %s, if nobody guesses on", l.Count, l.Limit, spell(l.Wait()))))
+	} else if l.Count > 0 {
+		f := found(LockedOut, Note, fmt.Sprintf("%d wrong tries are counted, at %d it locks; one is forgotten every %s", l.Count, l.Limit, spell(l.Recovery)))
+		f.Consequence, f.Next = "none yet", "nothing, if somebody mistyped a PIN; else find out who guesses"
+		list = append(list, f)
+	}
+	return list
+}
+
+func bootFindings(s *Snapshot) []Finding {
+	if s.Store == nil || !s.Store.NotMeasured {
+		return nil
+	}
+	return []Finding{found(NotMeasured, Warning, "the configuration wants keys bound to the boot, and nothing is measured into its registers")}
+}
+
+func storeFindings(s *Snapshot) (list []Finding) {
+	st := s.Store
+	if st == nil {
+		return nil
+	}
+	if fb := st.Fallback; fb != nil {
+		text := fb.Lost
+		if !fb.At.IsZero() {
+			text = fmt.Sprintf("since %s: %s", stamp(fb.At), text)
+		}
+		if fb.Kept != "" {
+			text += "; the broken file is kept as " + fb.Kept
+		}
+		list = append(list, found(StoreFallback, Warning, text))
+	}
+	if st.Unfinished != "" {
+		list = append(list, found(CopyStale, Warning, st.Unfinished))
+	} else if !st.CopyFresh {
+		list = append(list, found(CopyStale, Warning, fmt.Sprintf("the second copy is not of epoch %d", st.Epoch)))
+	}
+	if st.Counter == nil && s.Health != nil && s.Health.RollbackProof {
+		list = append(list, found(CounterGone, Warning, strings.TrimSuffix("the store has no counter: "+st.Unprotected, ": ")))
+	}
+	return list
+}
+
+func auditFindings(s *Snapshot) []Finding {
+	a := s.Audit
+	switch {
+	case a == nil:
+		return nil
+	case a.Break != nil:
+		return []Finding{found(AuditBroken, Fault, fmt.Sprintf("at entry %d: %s", a.Break.Seq, a.Break.Reason))}
+	case len(a.Gaps) > 0:
+		g := a.Gaps[0]
+		return []Finding{found(AuditBroken, Warning, fmt.Sprintf("nothing was signed between epochs %d and %d of the store: key storage could not sign then, or the log was cut back", g.After, g.Before))}
+	}
+	return nil
+}
+
+// spell writes a span as people say it.
+func spell(d time.Duration) string {
+	switch d = d.Round(time.Second); {
+	case d >= 48*time.Hour:
+		return fmt.Sprintf("%d days", d/(24*time.Hour))
+	case d >= 2*time.Hour:
+		return fmt.Sprintf("%d hours", d/time.Hour)
+	case d >= 2*time.Minute:
+		return fmt.Sprintf("%d minutes", d/time.Minute)
+	}
+	return fmt.Sprintf("%d seconds", d/time.Second)
+}
+
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 UTC") }
