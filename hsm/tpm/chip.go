@@ -37,6 +37,7 @@ type chip struct {
 
 	pin     *[hsm.OwnerSize]byte // the root that proved itself in this process; outlives connections
 	noStore bool                 // what stands at the root handle has a password: do not use it
+	full    bool                 // clear up at the next connection, if that is ours to do
 }
 
 var _ transport.TPM = (*chip)(nil)
@@ -65,6 +66,7 @@ func (c *chip) run(ctx context.Context, job func() error) error {
 	if lost(err) || denied(err) {
 		c.log.Warn("the TPM lost our keys or sessions: loading them again", "err", err)
 		c.drop()
+		c.full = true
 		err = c.try(job)
 	}
 	if denied(err) && c.root.persistent && c.pin == nil {
@@ -74,10 +76,15 @@ func (c *chip) run(ctx context.Context, job func() error) error {
 		err = c.try(job)
 	}
 	if err == nil && c.session != nil {
-		id := c.root.id() // it answered in a session that only it can know
-		c.pin = &id
+		c.vouch() // it answered in a session that only it can know
 	}
 	return explain(err)
+}
+
+// vouch pins the root key in use, which has proven itself.
+func (c *chip) vouch() {
+	id := c.root.id()
+	c.pin = &id
 }
 
 // try connects where needed and runs the job.
@@ -117,12 +124,13 @@ func (c *chip) reach() error {
 		return err
 	}
 	c.wire = w
-	if c.raw {
+	if c.raw && c.full { // else what others left costs no start two commands
 		if err := c.flushStale(); err != nil {
 			c.drop()
 			return fmt.Errorf("clear up: %w", err)
 		}
 	}
+	c.full = false
 	return nil
 }
 
@@ -195,9 +203,14 @@ func (c *chip) drop() {
 	c.session, c.loaded, c.root = nil, loaded{}, root{}
 }
 
-// release takes out of the chip what we put there, then disconnects.
+// release takes out of the chip what we put there, then disconnects. Where no
+// resource manager does it, what killed programs left goes as well.
 func (c *chip) release() {
 	c.ctx = nil
+	if c.raw && c.wire != nil && c.flushStale() == nil {
+		c.drop()
+		return
+	}
 	if c.session != nil {
 		c.flush(c.session.handle)
 	}
@@ -230,9 +243,9 @@ func (c *chip) flush(h tpm2.TPMHandle) {
 	}
 }
 
-// flushStale frees what a killed process left on a TPM without a resource
-// manager: a TPM has three places for objects and three for sessions. We save
-// no contexts, so saved sessions are not ours.
+// flushStale frees all that is left on a TPM without a resource manager: it has
+// three places for objects and three for sessions, and killed processes leave
+// some taken. We save no contexts, so saved sessions are not ours.
 func (c *chip) flushStale() error {
 	const all = 64                                                   // more than any TPM has
 	for _, first := range []tpm2.TPMHandle{0x80000000, 0x02000000} { // transient objects, loaded sessions
@@ -241,7 +254,7 @@ func (c *chip) flushStale() error {
 			return err
 		}
 		for h := range left {
-			c.log.Info("flushing what an earlier program left in the TPM", handleAttr(h))
+			c.log.Debug("flushing what is left in the TPM", handleAttr(h))
 			c.flush(h)
 		}
 	}

@@ -98,6 +98,7 @@ func denied(err error) bool {
 // The first byte of a handle is its type (Part 2, 7.2).
 const (
 	loadedSession = 0x02
+	policySession = 0x03
 	transient     = 0x80
 )
 

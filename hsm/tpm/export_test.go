@@ -24,9 +24,25 @@ func OpenNode(ctx context.Context, node func() (fd int, err error), limit time.D
 }
 
 // Decode is what a blob meets before the chip is asked.
-func Decode(b hsm.Blob, p hsm.Purpose) error {
-	_, _, err := decode(b, p)
+func Decode(b hsm.Blob, p hsm.Purpose) (err error) {
+	switch p {
+	case hsm.PurposeCounter:
+		_, _, err = decodeCounter(b)
+	case hsm.PurposeBoot:
+		_, err = decodeBoot(b)
+	default:
+		_, _, err = decode(b, p)
+	}
 	return err
+}
+
+// UnsealUnchecked is UnsealBoot without a look at the approval before the chip's.
+func UnsealUnchecked(ctx context.Context, m *Module, b hsm.Blob, a hsm.Approval) (*hsm.Secret, error) {
+	blob, err := decodeBoot(b)
+	if err != nil {
+		return nil, err
+	}
+	return do(ctx, m, nil, func(c *chip) (*hsm.Secret, error) { return c.unsealBoot(blob, []hsm.Approval{a}) })
 }
 
 // Node opens a device node, Direct tells one without a resource manager.

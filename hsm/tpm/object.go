@@ -123,25 +123,25 @@ func (c *chip) load(item hsm.Item) error {
 
 // bring loads an object of the root in use; its place is the caller's to free.
 func (c *chip) bring(item hsm.Item) (tpm2.TPMHandle, error) {
-	auth, err := c.auth(plain)
-	if err != nil {
-		return 0, err
+	var auth authorizer = noPassword{}
+	if c.session != nil { // else none is started for this: nothing here is secret
+		c.session.aim(plain, nil)
+		auth = c.session
 	}
-	rsp, err := tpm2.Load{
-		ParentHandle: tpm2.AuthHandle{Handle: c.root.handle, Name: c.root.name, Auth: auth},
-		InPrivate:    tpm2.TPM2BPrivate{Buffer: item.Sealed},
-		InPublic:     tpm2.BytesAs2B[tpm2.TPMTPublic](item.Public),
-	}.Execute(c)
+	handle, _, err := c.ask(command{
+		code: tpm2.TPMCCLoad, handles: []entity{c.root.entity()}, auth: auth,
+		params: sized(sized(nil, item.Sealed), item.Public), gives: true,
+	})
 	if badParameter(err) {
 		return 0, fmt.Errorf("%w: damaged or altered (%v)", hsm.ErrBlob, err)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("load: %w", err)
 	}
-	if err := checkHandle(rsp.ObjectHandle, transient); err != nil {
+	if err := checkHandle(handle, transient); err != nil {
 		return 0, fmt.Errorf("load: %w", err)
 	}
-	return rsp.ObjectHandle, nil
+	return handle, nil
 }
 
 // use is the loaded object, authorised for one command.

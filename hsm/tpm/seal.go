@@ -40,15 +40,11 @@ func (c *chip) unseal(item hsm.Item) (*hsm.Secret, error) {
 	if err := c.load(item); err != nil {
 		return nil, err
 	}
-	object, err := c.use(encOut)
+	auth, err := c.auth(encOut)
 	if err != nil {
 		return nil, err
 	}
-	rsp, err := tpm2.Unseal{ItemHandle: object}.Execute(c)
-	if err != nil {
-		return nil, err
-	}
-	return hsm.NewSecret(rsp.OutData.Buffer), nil
+	return c.openSealed(auth)
 }
 
 // ImportMAC makes an HMAC object around a key of exactly hsm.MACKeySize bytes.

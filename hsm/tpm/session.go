@@ -66,7 +66,7 @@ var (
 // before (rootFor): this is where it is salted to.
 func (c *chip) auth(dir direction) (*session, error) {
 	if c.session == nil {
-		s, err := c.startSession()
+		s, err := c.startSession(tpm2.TPMSEHMAC)
 		if err != nil {
 			return nil, err
 		}
@@ -105,7 +105,8 @@ func (c *chip) endSession() {
 	}
 }
 
-func (c *chip) startSession() (*session, error) {
+// startSession makes a session of one kind, HMAC or policy, salted to the root.
+func (c *chip) startSession(kind tpm2.TPMSE) (*session, error) {
 	point, err := tpm2.ImportEncapsulationKey(&c.root.public)
 	if err != nil {
 		return nil, fmt.Errorf("start session: storage root key: %w", err)
@@ -122,7 +123,7 @@ func (c *chip) startSession() (*session, error) {
 		Bind:          tpm2.TPMRHNull,
 		NonceCaller:   tpm2.TPM2BNonce{Buffer: s.nonceCaller},
 		EncryptedSalt: tpm2.TPM2BEncryptedSecret{Buffer: encrypted},
-		SessionType:   tpm2.TPMSEHMAC,
+		SessionType:   kind,
 		Symmetric: tpm2.TPMTSymDef{
 			Algorithm: tpm2.TPMAlgAES,
 			KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(8*cfbKeySize)),
@@ -136,7 +137,11 @@ func (c *chip) startSession() (*session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start session: %w", err)
 	}
-	if err := checkHandle(rsp.SessionHandle, loadedSession); err != nil {
+	want := byte(loadedSession)
+	if kind == tpm2.TPMSEPolicy {
+		want = policySession
+	}
+	if err := checkHandle(rsp.SessionHandle, want); err != nil {
 		return nil, fmt.Errorf("start session: %w", err)
 	}
 	s.handle, s.nonceTPM = rsp.SessionHandle, rsp.NonceTPM.Buffer

@@ -1,0 +1,440 @@
+package tpm_test
+
+// Secrets sealed to the boot: what opens them, what does not, and what is said
+// then.
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+
+	"github.com/kagimori/kagimori/hsm"
+	"github.com/kagimori/kagimori/hsm/hsmtest"
+	"github.com/kagimori/kagimori/hsm/tpm"
+)
+
+var bootRegisters = []int{7, 0, 14}
+
+// measure is what firmware does with something it starts.
+func measure(p *hsmtest.TPM, register int, what string) {
+	p.Tool("tpm2_pcrextend", fmt.Sprintf("%d:sha256=%x", register, sha256.Sum256([]byte(what))))
+}
+
+// bootedTPM is a machine whose firmware measured what it started.
+func bootedTPM(t *testing.T) *hsmtest.TPM {
+	t.Helper()
+	p := hsmtest.NewTPM(t)
+	boot(p, "kernel 1")
+	return p
+}
+
+func boot(p *hsmtest.TPM, kernel string) {
+	measure(p, 0, "firmware")
+	measure(p, 7, "secure boot")
+	measure(p, 14, kernel)
+}
+
+// reboot starts the machine anew, with that kernel.
+func reboot(p *hsmtest.TPM, kernel string) {
+	p.Kill()
+	p.Start()
+	boot(p, kernel)
+}
+
+func vendor(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	return must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+}
+
+// sealBoot seals and closes the module again.
+func sealBoot(t *testing.T, p *hsmtest.TPM, secret *hsm.Secret, policy hsm.BootPolicy) hsm.Blob {
+	t.Helper()
+	m := open(t, p.Socket)
+	defer m.Close()
+	b, err := m.SealBoot(t.Context(), secret, policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// unsealBoot opens, as a machine that just started does.
+func unsealBoot(t *testing.T, p *hsmtest.TPM, b hsm.Blob, approvals ...hsm.Approval) (*hsm.Secret, error) {
+	t.Helper()
+	m := open(t, p.Socket)
+	defer m.Close()
+	return m.UnsealBoot(t.Context(), b, approvals)
+}
+
+func pcrs(t *testing.T, p *hsmtest.TPM, registers ...int) hsm.PCRs {
+	t.Helper()
+	m := open(t, p.Socket)
+	defer m.Close()
+	return must(m.PCRs(t.Context(), registers))
+}
+
+func wantBootError(t *testing.T, err error, changed ...int) {
+	t.Helper()
+	boot, ok := errors.AsType[*hsm.BootError](err)
+	if !ok || !errors.Is(err, hsm.ErrBoot) || !slices.Equal(boot.Changed, changed) {
+		t.Errorf("%v, want %v with the registers %v", err, hsm.ErrBoot, changed)
+	}
+}
+
+func TestPCRs(t *testing.T) {
+	p := bootedTPM(t)
+	all := make([]int, hsm.PCRCount) // more than the chip gives in one answer
+	for n := range all {
+		all[n] = n
+	}
+	got := pcrs(t, p, all...)
+	if len(got) != hsm.PCRCount {
+		t.Fatalf("%d registers", len(got))
+	}
+	for r, v := range got {
+		out := p.Tool("tpm2_pcrread", "-Q", "-o", "pcr", fmt.Sprintf("sha256:%d", r))
+		if raw := p.Tool("cat", "pcr"); string(v[:]) != raw {
+			t.Errorf("register %d is %x, tpm2-tools have %x%s", r, v, raw, out)
+		}
+	}
+	m := open(t, p.Socket)
+	defer m.Close()
+	for _, r := range []int{-1, 24} {
+		if _, err := m.PCRs(t.Context(), []int{r}); err == nil {
+			t.Errorf("register %d was read", r)
+		}
+	}
+}
+
+func TestSealBoot(t *testing.T) {
+	p := bootedTPM(t)
+	secret := hsm.RandomSecret(hsm.MaxSealed)
+	b := sealBoot(t, p, secret, hsm.BootPolicy{Registers: bootRegisters})
+	opens := func() {
+		t.Helper()
+		if got, err := unsealBoot(t, p, b); err != nil || !got.Equal(secret) {
+			t.Errorf("%v", err)
+		}
+	}
+	opens()
+	reboot(p, "kernel 1")
+	opens()
+	reboot(p, "kernel 2")
+	m := open(t, p.Socket)
+	for range 6 { // twice the places for sessions
+		_, err := m.UnsealBoot(t.Context(), b, nil)
+		wantBootError(t, err, 14)
+	}
+	if _, err := m.Seal(t.Context(), secret); err != nil {
+		t.Errorf("the chip serves nothing else any more: %v", err)
+	}
+	m.Close()
+	nothingLeft(t, p)
+	measure(p, 0, "other firmware")
+	_, err := unsealBoot(t, p, b)
+	wantBootError(t, err, 0, 14)
+	reboot(p, "kernel 1")
+	opens()
+	if got := lockouts(t, p); got != 0 {
+		t.Errorf("the TPM counts %d wrong guesses", got)
+	}
+}
+
+// A second slot for the system that comes: sealed to values that are not there yet.
+func TestSealBootAhead(t *testing.T) {
+	p := bootedTPM(t)
+	reboot(p, "kernel 2")
+	next := pcrs(t, p, bootRegisters...)
+	reboot(p, "kernel 1")
+	secret := hsm.RandomSecret(32)
+	b := sealBoot(t, p, secret, hsm.BootPolicy{Registers: bootRegisters, Values: next})
+	_, err := unsealBoot(t, p, b)
+	wantBootError(t, err, 14)
+	reboot(p, "kernel 2")
+	if got, err := unsealBoot(t, p, b); err != nil || !got.Equal(secret) {
+		t.Errorf("after the update: %v", err)
+	}
+}
+
+// With a signed policy an update needs no sealing anew: the same blob opens
+// under whatever the vendor approves, and under nothing else.
+func TestSealBootSigned(t *testing.T) {
+	p := bootedTPM(t)
+	key, other := vendor(t), vendor(t)
+	one := must(tpm.Approve(key, pcrs(t, p, bootRegisters...)))
+	secret := hsm.RandomSecret(32)
+	b := sealBoot(t, p, secret, hsm.BootPolicy{Registers: bootRegisters, Authority: &key.PublicKey})
+	opens := func(approvals ...hsm.Approval) {
+		t.Helper()
+		if got, err := unsealBoot(t, p, b, approvals...); err != nil || !got.Equal(secret) {
+			t.Errorf("%v", err)
+		}
+	}
+	opens(one)
+	_, err := unsealBoot(t, p, b)
+	wantBootError(t, err) // nothing changed, but nobody said it is good
+	reboot(p, "kernel 2")
+	_, err = unsealBoot(t, p, b, one)
+	wantBootError(t, err, 14)
+	now := pcrs(t, p, bootRegisters...)
+	two := must(tpm.Approve(key, now))
+	opens(two)
+	opens(one, two)
+	opens(hsm.Approval{}, one, one, two)
+	// The closest approval is the one that the difference is told to.
+	far := maps.Clone(now)
+	far[0], far[7], far[14] = [32]byte{1}, [32]byte{1}, [32]byte{1}
+	_, err = unsealBoot(t, p, b, must(tpm.Approve(key, far)), one)
+	wantBootError(t, err, 14)
+
+	forged := must(tpm.Approve(other, now))
+	_, err = unsealBoot(t, p, b, forged)
+	wantBootError(t, err, 14)
+	delete(far, 0)
+	far[7], far[14] = now[7], now[14]
+	_, err = unsealBoot(t, p, b, must(tpm.Approve(key, far))) // of fewer registers
+	wantBootError(t, err, 14)
+	m := open(t, p.Socket)
+	for range 6 {
+		m.UnsealBoot(t.Context(), b, []hsm.Approval{one})
+	}
+	opened, err := m.UnsealBoot(t.Context(), b, []hsm.Approval{two})
+	if err != nil || !opened.Equal(secret) {
+		t.Error(err)
+	}
+	m.Close()
+	nothingLeft(t, p)
+}
+
+// The chip itself refuses an approval that our own check would let through.
+func TestSealBootSignedIsTheChipsWord(t *testing.T) {
+	p := bootedTPM(t)
+	key, other := vendor(t), vendor(t)
+	now := pcrs(t, p, bootRegisters...)
+	b := sealBoot(t, p, hsm.RandomSecret(32), hsm.BootPolicy{Registers: bootRegisters, Authority: &key.PublicKey})
+	m := open(t, p.Socket)
+	defer m.Close()
+	for name, a := range map[string]hsm.Approval{
+		"another key": must(tpm.Approve(other, now)),
+		"altered":     {Values: now, Signature: must(tpm.Approve(key, hsm.PCRs{7: {1}, 0: {2}, 14: {3}})).Signature},
+	} {
+		if _, err := tpm.UnsealUnchecked(t.Context(), m, b, a); err == nil {
+			t.Errorf("%s: it opens", name)
+		}
+	}
+	if _, err := tpm.UnsealUnchecked(t.Context(), m, b, must(tpm.Approve(key, now))); err != nil {
+		t.Errorf("the good one: %v; the test proves nothing", err)
+	}
+}
+
+// req: C1 (a bond to a boot that nobody measures is none, and is refused)
+func TestSealBootNotMeasured(t *testing.T) {
+	p := hsmtest.NewTPM(t)
+	key := vendor(t)
+	m := open(t, p.Socket)
+	for name, policy := range map[string]hsm.BootPolicy{
+		"zeros":        {Registers: []int{7, 14}},
+		"signed zeros": {Registers: []int{7, 14}, Authority: &key.PublicKey},
+		"given zeros":  {Registers: []int{7}, Values: hsm.PCRs{7: {}}},
+		"no launch":    {Registers: []int{17, 18}}, // hold ones
+	} {
+		if _, err := m.SealBoot(t.Context(), hsm.RandomSecret(32), policy); !errors.Is(err, hsm.ErrNotMeasured) {
+			t.Errorf("%s: %v, want %v", name, err, hsm.ErrNotMeasured)
+		}
+	}
+	m.Close()
+	if _, err := tpm.Approve(key, hsm.PCRs{7: {}}); !errors.Is(err, hsm.ErrNotMeasured) {
+		t.Errorf("zeros are approved: %v", err)
+	}
+	measure(p, 14, "something")
+	sealBoot(t, p, hsm.RandomSecret(32), hsm.BootPolicy{Registers: []int{7, 14}})
+}
+
+// A chip without the bank says so.
+func TestSealBootNoBank(t *testing.T) {
+	p := hsmtest.NewTPM(t)
+	p.Tool("tpm2_pcrallocate", "-Q", "sha1:all+sha256:none")
+	p.Kill()
+	p.Start()
+	m := open(t, p.Socket)
+	defer m.Close()
+	if _, err := m.SealBoot(t.Context(), hsm.RandomSecret(32), hsm.BootPolicy{Registers: []int{7}}); !errors.Is(err, hsm.ErrNotMeasured) || !strings.Contains(err.Error(), "bank") {
+		t.Errorf("%v, want %v", err, hsm.ErrNotMeasured)
+	}
+}
+
+func TestSealBootRefuses(t *testing.T) {
+	p := bootedTPM(t)
+	m := open(t, p.Socket)
+	defer m.Close()
+	p384 := must(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))
+	for name, policy := range map[string]hsm.BootPolicy{
+		"none":           {},
+		"too many":       {Registers: []int{0, 1, 2, 3, 4, 5, 6, 7, 8}},
+		"twice":          {Registers: []int{7, 7}},
+		"no such":        {Registers: []int{24}},
+		"negative":       {Registers: []int{-1}},
+		"resettable":     {Registers: []int{7, 16}},
+		"application":    {Registers: []int{23}},
+		"value missing":  {Registers: []int{0, 7}, Values: hsm.PCRs{7: {1}}},
+		"other value":    {Registers: []int{7}, Values: hsm.PCRs{8: {1}}},
+		"other key size": {Registers: []int{7}, Authority: &p384.PublicKey},
+	} {
+		if _, err := m.SealBoot(t.Context(), hsm.RandomSecret(32), policy); err == nil {
+			t.Errorf("%s: sealed", name)
+		}
+	}
+	good := hsm.BootPolicy{Registers: []int{7}}
+	for name, s := range map[string]*hsm.Secret{"empty": hsm.NewSecret(nil), "long": hsm.RandomSecret(hsm.MaxSealed + 1)} {
+		if _, err := m.SealBoot(t.Context(), s, good); err == nil {
+			t.Errorf("%s: sealed", name)
+		}
+	}
+	if _, err := m.UnsealBoot(t.Context(), must(m.Seal(t.Context(), hsm.RandomSecret(1))), nil); !errors.Is(err, hsm.ErrBlob) {
+		t.Errorf("a secret without a bond: %v", err)
+	}
+	if _, err := m.Unseal(t.Context(), must(m.SealBoot(t.Context(), hsm.RandomSecret(1), good))); !errors.Is(err, hsm.ErrBlob) {
+		t.Errorf("a secret with a bond, opened without: %v", err)
+	}
+}
+
+// Under a bond of values each byte counts; under an authority all but the values
+// of sealing time, which only serve to say what changed.
+func TestBootTampered(t *testing.T) {
+	p := bootedTPM(t)
+	key := vendor(t)
+	now := pcrs(t, p, 0, 14)
+	approval := must(tpm.Approve(key, now))
+	secret := hsm.RandomSecret(32)
+	m := open(t, p.Socket)
+	defer m.Close()
+	for name, policy := range map[string]hsm.BootPolicy{
+		"values":    {Registers: []int{0, 14}},
+		"authority": {Registers: []int{0, 14}, Authority: &key.PublicKey},
+	} {
+		b := must(m.SealBoot(t.Context(), secret, policy))
+		hints := [2]int{0, 0}
+		if policy.Authority != nil {
+			hints = [2]int{35 + 2 + 4 + 64, 35 + 2 + 4 + 64 + 2*32}
+		}
+		for n := range b {
+			bad := slices.Clone(b)
+			bad[n] ^= 1 << (n % 8)
+			got, err := m.UnsealBoot(t.Context(), bad, []hsm.Approval{approval})
+			switch {
+			case n >= hints[0] && n < hints[1]:
+				if err != nil || !got.Equal(secret) {
+					t.Fatalf("%s: hint %d flipped: %v", name, n, err)
+				}
+			case !errors.Is(err, hsm.ErrBlob) && !errors.Is(err, hsm.ErrReplaced):
+				t.Fatalf("%s: byte %d of %d flipped: %v", name, n, len(b), err)
+			}
+		}
+	}
+}
+
+// req: C1 (the store's key is never seen on the bus)
+func TestBusShowsNoBootSecret(t *testing.T) {
+	p := bootedTPM(t)
+	key := vendor(t)
+	now := pcrs(t, p, 7)
+	path, recorded := hsmtest.Record(t, p.Socket)
+	m := open(t, path)
+	secret := hsm.RandomSecret(32)
+	plain := must(m.SealBoot(t.Context(), secret, hsm.BootPolicy{Registers: []int{7}}))
+	signed := must(m.SealBoot(t.Context(), secret, hsm.BootPolicy{Registers: []int{7}, Authority: &key.PublicKey}))
+	a := must(m.UnsealBoot(t.Context(), plain, nil))
+	b := must(m.UnsealBoot(t.Context(), signed, []hsm.Approval{must(tpm.Approve(key, now))}))
+	if !a.Equal(secret) || !b.Equal(secret) {
+		t.Fatal("the module does not do what it should; the record proves nothing")
+	}
+	if shows(recorded(), secret.Bytes()) {
+		t.Error("the secret crosses the bus in clear")
+	}
+	value := now[7]
+	if !shows(recorded(), value[:]) {
+		t.Error("the recorder does not even see the register, which is read in clear")
+	}
+}
+
+// From Open to the store's key: what a start costs on a chip.
+func TestCommandsToUnsealBoot(t *testing.T) {
+	p := bootedTPM(t)
+	key := vendor(t)
+	now := pcrs(t, p, bootRegisters...)
+	plain := sealBoot(t, p, hsm.RandomSecret(32), hsm.BootPolicy{Registers: bootRegisters})
+	signed := sealBoot(t, p, hsm.RandomSecret(32), hsm.BootPolicy{Registers: bootRegisters, Authority: &key.PublicKey})
+	start := []tpm2.TPMCC{tpm2.TPMCCReadPublic, tpm2.TPMCCLoad, tpm2.TPMCCStartAuthSession, tpm2.TPMCCPolicyPCR}
+	for name, c := range map[string]struct {
+		blob hsm.Blob
+		want []tpm2.TPMCC
+	}{
+		"values": {plain, slices.Concat(start, []tpm2.TPMCC{tpm2.TPMCCUnseal})},
+		"signed": {signed, slices.Concat(start, []tpm2.TPMCC{tpm2.TPMCCLoadExternal, tpm2.TPMCCVerifySignature,
+			tpm2.TPMCCPolicyAuthorize, tpm2.TPMCCFlushContext, tpm2.TPMCCUnseal})},
+	} {
+		bus := hsmtest.NewBus(t, p.Socket, nil)
+		m := open(t, bus.Socket)
+		must(m.UnsealBoot(t.Context(), c.blob, []hsm.Approval{must(tpm.Approve(key, now))}))
+		got := bus.Commands()
+		m.Close()
+		t.Logf("%s: %d commands from Open to the secret", name, len(got))
+		if len(got) != len(c.want) || c.blob[2] == plain[2] && name == "values" && len(got) > maxUnseal {
+			t.Fatalf("%s: commands %x, want %x", name, got, c.want)
+		}
+		for n := range got {
+			if got[n] != uint32(c.want[n]) {
+				t.Errorf("%s: commands %x, want %x", name, got, c.want)
+				break
+			}
+		}
+	}
+}
+
+func TestCheckApproval(t *testing.T) {
+	key, other := vendor(t), vendor(t)
+	values := hsm.PCRs{7: {1}, 14: {2}}
+	a := must(tpm.Approve(key, values))
+	if err := tpm.CheckApproval(&key.PublicKey, a); err != nil {
+		t.Error(err)
+	}
+	values[7] = [32]byte{9} // the caller's map, not the approval's
+	if a.Values[7] != [32]byte{1} {
+		t.Error("the approval keeps its caller's map")
+	}
+	bad := func(change func(*hsm.Approval)) hsm.Approval {
+		b := hsm.Approval{Values: maps.Clone(a.Values), Signature: slices.Clone(a.Signature)}
+		change(&b)
+		return b
+	}
+	for name, b := range map[string]hsm.Approval{
+		"value":      bad(func(b *hsm.Approval) { b.Values[7] = [32]byte{3} }),
+		"register":   bad(func(b *hsm.Approval) { b.Values[8] = b.Values[7]; delete(b.Values, 7) }),
+		"fewer":      bad(func(b *hsm.Approval) { delete(b.Values, 7) }),
+		"more":       bad(func(b *hsm.Approval) { b.Values[8] = [32]byte{} }),
+		"none":       bad(func(b *hsm.Approval) { b.Values = nil }),
+		"signature":  bad(func(b *hsm.Approval) { b.Signature[len(b.Signature)-1] ^= 1 }),
+		"unsigned":   bad(func(b *hsm.Approval) { b.Signature = nil }),
+		"longer":     bad(func(b *hsm.Approval) { b.Signature = append(b.Signature, 0) }),
+		"impossible": bad(func(b *hsm.Approval) { b.Values[99] = [32]byte{} }),
+	} {
+		if err := tpm.CheckApproval(&key.PublicKey, b); err == nil {
+			t.Errorf("%s altered: still good", name)
+		}
+	}
+	if err := tpm.CheckApproval(&other.PublicKey, a); err == nil || !strings.Contains(err.Error(), "has not signed") {
+		t.Errorf("another authority: %v", err)
+	}
+	if err := tpm.CheckApproval(nil, a); err == nil {
+		t.Error("no authority is one")
+	}
+}
