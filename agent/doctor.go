@@ -30,7 +30,7 @@ func (a *Agent) snapshot(ctx context.Context) *doctor.Snapshot {
 	a.mu.Lock()
 	v, problem := a.vault, a.problem
 	a.mu.Unlock()
-	s := &doctor.Snapshot{Program: a.cfg.Program, Running: true, Open: v != nil, Unit: doctor.ReadUnit(), Clock: a.clock.examined()}
+	s := &doctor.Snapshot{Program: a.cfg.Program, StateDir: a.cfg.StateDir, Running: true, Open: v != nil, Unit: doctor.ReadUnit(), Clock: a.clock.examined()}
 	if a.cfg.StateDir != "" {
 		s.Disk = doctor.ReadDisk(a.cfg.StateDir)
 	}

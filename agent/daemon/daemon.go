@@ -15,6 +15,7 @@ import (
 
 	"github.com/kagimori/kagimori/agent"
 	"github.com/kagimori/kagimori/configs"
+	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/hsm/open"
 	"github.com/kagimori/kagimori/systemd"
 	"github.com/kagimori/kagimori/transport/control"
@@ -51,8 +52,10 @@ func (d *Daemon) Agent(cfg agent.Config, keys configs.HSM, stateDir string) (*ag
 	if err := os.MkdirAll(stateDir, 0o700); err != nil {
 		return nil, control.Problemf(control.Storage, "make it for the daemon's user, mode 0700, or correct state_dir", "state directory: %w", err)
 	}
-	cfg.Program, cfg.Version = d.Program, verb.Version
-	storage := agent.Storage(open.Config{Kind: keys.Kind, Path: keys.Path, Dir: stateDir}, stateDir, d.Log)
+	cfg.Program, cfg.Version, cfg.StateDir = d.Program, verb.Version, stateDir
+	where := open.Config{Kind: keys.Kind, Path: keys.Path, Dir: stateDir}
+	cfg.Examine = func(ctx context.Context) (hsm.Health, error) { return open.Examine(ctx, where, d.Log) }
+	storage := agent.Storage(where, stateDir, d.Log)
 	a, err := agent.New(cfg, storage, d.Dog, d.Log)
 	if err != nil {
 		return nil, control.Problemf(control.Config, "correct the configuration", "%w", err)

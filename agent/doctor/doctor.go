@@ -40,7 +40,8 @@ type Finding struct {
 
 // A Report is what a doctor says.
 type Report struct {
-	Program string `json:"program"`
+	Program  string `json:"program"`
+	StateDir string `json:"state_dir,omitempty"`
 	// Daemon: it was the running daemon that examined itself.
 	Daemon   bool      `json:"daemon"`
 	Healthy  bool      `json:"healthy"` // nothing worse than notes
@@ -55,7 +56,7 @@ type Report struct {
 // Examine makes a report of a snapshot: worst findings first, those of one
 // severity in the order of the classes.
 func Examine(s *Snapshot) *Report {
-	r := &Report{Program: s.Program, Daemon: s.Running, Findings: []Finding{}, Power: power(s), Summary: summary(s)}
+	r := &Report{Program: s.Program, StateDir: s.StateDir, Daemon: s.Running, Findings: []Finding{}, Power: power(s), Summary: summary(s)}
 	for _, look := range []func(*Snapshot) []Finding{
 		daemonDown, storageFindings, chipFindings, bootFindings, storeFindings, diskFindings, clockFindings,
 		certificateFindings, linkFindings, unitFindings, auditFindings,

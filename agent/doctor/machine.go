@@ -26,15 +26,21 @@ func diskFindings(s *Snapshot) (list []Finding) {
 	if d == nil {
 		return nil
 	}
-	for _, risk := range d.risks() {
-		list = append(list, found(FlashRisk, Warning, risk))
-	}
+	list = FlashFindings(d)
 	switch {
 	case d.Total == 0:
 	case d.Free < diskScant:
 		list = append(list, found(DiskFull, Fault, fmt.Sprintf("%s: %s free of %s", d.Path, size(d.Free), size(d.Total))))
 	case d.Free < diskLeast && d.Free < d.Total/diskPart:
 		list = append(list, found(DiskFull, Warning, fmt.Sprintf("%s: %s free of %s", d.Path, size(d.Free), size(d.Total))))
+	}
+	return list
+}
+
+// FlashFindings are those about the file system alone.
+func FlashFindings(d *Disk) (list []Finding) {
+	for _, risk := range d.risks() {
+		list = append(list, found(FlashRisk, Warning, risk))
 	}
 	return list
 }

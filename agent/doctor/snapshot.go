@@ -11,8 +11,9 @@ import (
 // A Snapshot is how things are at one moment. What is nil or zero was not to be
 // had, and nothing is concluded from it.
 type Snapshot struct {
-	Program string
-	Running bool // a daemon made it, of itself
+	Program  string
+	StateDir string
+	Running  bool // a daemon made it, of itself
 	// Storage is why key storage and store are not open, nil when they are, or
 	// when nobody has tried.
 	Storage error

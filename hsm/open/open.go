@@ -3,6 +3,7 @@
 package open
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -67,6 +68,16 @@ func Module(ctx context.Context, cfg Config, log *slog.Logger) (hsm.Module, erro
 		return typed(tpm.Open(ctx, path, log))
 	}
 	return nil, fmt.Errorf("open key storage: unknown kind %q; choose %q or %q", cfg.Kind, KindFile, KindTPM)
+}
+
+// Examine asks a key storage how it is that Module does not open, without
+// storing anything in it: a TPM. KindFile has nothing to say then, which is
+// errors.ErrUnsupported.
+func Examine(ctx context.Context, cfg Config, log *slog.Logger) (hsm.Health, error) {
+	if cfg.Kind != KindTPM {
+		return hsm.Health{}, errors.ErrUnsupported
+	}
+	return tpm.Examine(ctx, cmp.Or(cfg.Path, DefaultTPM), log)
 }
 
 // passphrase is where the passphrase comes from. What a person typed wins over a

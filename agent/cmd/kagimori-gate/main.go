@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/kagimori/kagimori/agent/daemon"
+	"github.com/kagimori/kagimori/configs"
 	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/transport/control/verb"
 )
@@ -34,5 +36,14 @@ func main() {
 func program() *verb.Frame {
 	f := verb.New("kagimori-gate", "Admits terminals to a service", long, verb.Version)
 	f.Add(runVerb(), provisionVerb(), statusVerb())
+	shared := daemon.Program{
+		Name: "kagimori-gate", Interface: "com.kagimori.gate", Built: daemon.Built(built),
+		Load: func(path string) (configs.HSM, string, error) {
+			var cfg configs.Gate
+			err := configs.Load(path, &cfg)
+			return cfg.HSM, cfg.StateDir, err
+		},
+	}
+	f.Add(shared.Doctor(), shared.Audit(), shared.Lockout())
 	return f
 }

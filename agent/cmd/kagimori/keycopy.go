@@ -37,7 +37,8 @@ func offerVerb() *cobra.Command {
 		Long: `Makes an operator code, shows it, and waits for the new terminal. The code is
 good for one copy, five minutes and three wrong attempts. Ctrl-C destroys it.
 If the login is lost the offer stands until its time is over; "kagimori keycopy
-disarm" ends it.
+disarm" ends it. If this terminal has a PIN (kagimori pin), it is asked for, or
+read as one line of standard input.
 
 This terminal keeps its keys: it is a copy.`,
 		Example: "  kagimori keycopy offer\n  kagimori keycopy offer --credential cr-7q3mz5xk2a --credential cr-b4w9tn6rjd",
@@ -56,6 +57,9 @@ This terminal keeps its keys: it is a copy.`,
 		show := verb.NewProgress(cmd)
 		defer show.End()
 		in := agent.OfferParams{Credentials: names(*ids), ReplyKey: reader.Key()}
+		if in.PIN, err = askPIN(cmd, c); err != nil {
+			return err
+		}
 		err = c.Stream(cmd.Context(), "com.kagimori.agent.KeycopyOffer", in, func(raw json.RawMessage) error {
 			var ev agent.KeycopyEvent
 			if err := json.Unmarshal(raw, &ev); err != nil {

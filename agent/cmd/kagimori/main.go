@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/kagimori/kagimori/agent/daemon"
+	"github.com/kagimori/kagimori/configs"
 	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/transport/control/verb"
 )
@@ -32,6 +34,15 @@ func main() {
 
 func program() *verb.Frame {
 	f := verb.New("kagimori", "Keeper of this terminal's keys", long, verb.Version)
-	f.Add(runVerb(), provisionVerb(), statusVerb(), credentialVerbs(), keycopyVerbs(), relayVerbs())
+	f.Add(runVerb(), provisionVerb(), statusVerb(), credentialVerbs(), keycopyVerbs(), relayVerbs(), pinVerbs())
+	shared := daemon.Program{
+		Name: "kagimori", Interface: "com.kagimori.agent", Built: daemon.Built(built),
+		Load: func(path string) (configs.HSM, string, error) {
+			var cfg configs.Agent
+			err := configs.Load(path, &cfg)
+			return cfg.HSM, cfg.StateDir, err
+		},
+	}
+	f.Add(shared.Doctor(), shared.Audit(), shared.Lockout())
 	return f
 }
