@@ -76,9 +76,6 @@ func summary(s *Snapshot) (list []string) {
 			line += fmt.Sprintf(", %s firmware %s, %d of %d wrong tries", c.Maker, c.Firmware, c.Lockout.Count, c.Lockout.Limit)
 		}
 		add("%s", line)
-		for _, n := range h.Notes {
-			add("  %s", n)
-		}
 	}
 	if st := s.Store; st != nil {
 		line := fmt.Sprintf("store: epoch %d, bound to %s", st.Epoch, st.Bond)
