@@ -172,6 +172,10 @@ func (s *session) carryOut(ctx context.Context, c *transport.Command) (step, err
 	switch c.Kind {
 	case transport.CommandIssue:
 		return s.issue(ctx, c)
+	case transport.CommandCodeInstall:
+		return s.installCode(ctx, c)
+	case transport.CommandCodeRetire:
+		return s.retireCodes(c)
 	}
 	return step{state: transport.CommandUnknown, detail: "this terminal's software does not know it: update it"}, nil
 }

@@ -81,7 +81,7 @@ type party struct {
 	self  *terminalRecord
 	roots *x509.CertPool
 	tcp   tcp.Config
-	code  keycopy.SecurityCode
+	codes []keycopy.SecurityCode // newest first, at least one
 	clock keycopy.Clock
 }
 
@@ -106,17 +106,22 @@ func (a *Agent) party() (*party, error) {
 	if p.roots, err = self.roots(); err != nil {
 		return nil, err
 	}
-	var blob hsm.Blob
+	var held []heldCode
 	err = v.store.View(func(tx *store.Tx) error {
-		blob = tx.Blob(blobSecurityCode)
+		held = heldCodes(tx, self)
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	p.code = keycopy.SecurityCode{
-		ID:  transport.KeycopyCodeID{Group: self.Group, Epoch: self.Epoch},
-		MAC: func(ctx context.Context, m []byte) (*hsm.Secret, error) { return v.module.MAC(ctx, blob, m) },
+	for _, c := range held {
+		p.codes = append(p.codes, keycopy.SecurityCode{
+			ID:  transport.KeycopyCodeID{Group: self.Group, Epoch: c.epoch},
+			MAC: func(ctx context.Context, m []byte) (*hsm.Secret, error) { return v.module.MAC(ctx, c.blob, m) },
+		})
+	}
+	if len(p.codes) == 0 {
+		return nil, control.Problemf(control.Conflict, "let it connect to the management server once: the code comes with enrollment", "this device has no security code yet")
 	}
 	p.tcp = tcp.Config{Log: a.log, Verify: func(chain []*x509.Certificate) (transport.Name, error) {
 		return transport.VerifyTerminal(chain, p.roots, self.Deployment, a.clock.Judge(chain))

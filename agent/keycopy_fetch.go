@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/keycopy"
@@ -49,7 +50,8 @@ func (a *Agent) fetch(ctx context.Context, address string, typed transport.Sensi
 		return nil, a.fetchFailed(address, nil, err)
 	}
 	var granted atomic.Bool
-	target := keycopy.NewTarget(keycopy.TargetConfig{
+	defer code.Wipe()
+	cfg := keycopy.TargetConfig{
 		End: keycopy.End{
 			Device: p.vault.device, Attempts: counter, Clock: p.clock, Random: rand.Reader,
 			Progress: func(ev keycopy.Event) {
@@ -59,12 +61,11 @@ func (a *Agent) fetch(ctx context.Context, address string, typed transport.Sensi
 				report(tell(ev, roleTarget))
 			},
 		},
-		Code: p.code, Select: selected, Identity: p.identity(),
+		Select: selected, Identity: p.identity(),
 		Install: func(_ context.Context, t *keycopy.Transaction, records []transport.CredentialRecord) error {
 			return p.install(t, records, a.clock)
 		},
-	}, code)
-	defer target.Wipe()
+	}
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	defer context.AfterFunc(ctx, func() {
@@ -72,11 +73,7 @@ func (a *Agent) fetch(ctx context.Context, address string, typed transport.Sensi
 			stop()
 		}
 	})()
-	conn, err := tcp.Dial(running, address, p.tcp)
-	if err != nil {
-		return nil, a.fetchFailed(address, nil, err)
-	}
-	t, err := keycopy.Fetch(running, conn, target)
+	t, err := p.copyFrom(running, address, cfg, code)
 	err = p.vault.wrongCode(address, err)
 	if err != nil && !errors.Is(err, keycopy.ErrNotClosed) {
 		return nil, a.fetchFailed(address, t, err)
@@ -84,6 +81,33 @@ func (a *Agent) fetch(ctx context.Context, address string, typed transport.Sensi
 	a.copies.wrong = wrongCodes{}
 	return a.fetched(p, t, err), nil
 }
+
+// copyFrom runs a copy under the newest security code that both ends hold. Only
+// a peer that does not know a code is asked again, with the one before: nothing
+// has been proven to it by then, and the operator code is as good as new.
+func (p *party) copyFrom(ctx context.Context, address string, cfg keycopy.TargetConfig, code *keycopy.OperatorCode) (t *keycopy.Transaction, err error) {
+	for n, c := range p.codes {
+		if n > 0 {
+			select {
+			case <-time.After(tcp.StrangerPause + strangerMargin): // else the other end does not listen
+			case <-ctx.Done():
+				return t, err
+			}
+		}
+		var conn *tcp.Conn
+		if conn, err = tcp.Dial(ctx, address, p.tcp); err != nil {
+			return nil, err
+		}
+		cfg.Code = c
+		if t, err = keycopy.Fetch(ctx, conn, keycopy.NewTarget(cfg, code)); !errors.Is(err, transport.KeycopyCodeUnknown) {
+			break
+		}
+	}
+	return t, err
+}
+
+// strangerMargin is for the way between the terminals.
+const strangerMargin = 100 * time.Millisecond
 
 // checkFetch refuses what cannot work, before a code is used up for it.
 func checkFetch(address string, selected []transport.Name) error {

@@ -116,7 +116,7 @@ func (a *Agent) arm(ctx context.Context, selected []transport.Name) (o *offering
 			Device: p.vault.device, Attempts: attempts{p.vault, roleSource, a.clock.Steady}, Clock: p.clock, Random: rand.Reader,
 			Progress: func(ev keycopy.Event) { o.progress(ev) },
 		},
-		Codes:   []keycopy.SecurityCode{p.code},
+		Codes:   p.codes,
 		Records: func(context.Context) ([]transport.CredentialRecord, error) { return p.vault.records(selected) },
 		Journal: sourceJournal{p.vault},
 	}, operator)
@@ -144,7 +144,7 @@ func offered(keys []KeycopyKey) string {
 // answers proves that the security code can be used: with a chip that has died,
 // an offer would turn everybody away.
 func (p *party) answers(ctx context.Context) error {
-	tag, err := p.code.MAC(ctx, []byte("is it there"))
+	tag, err := p.codes[0].MAC(ctx, []byte("is it there"))
 	if err != nil {
 		problem, _ := storageProblem(err)
 		return fmt.Errorf("use the security code: %w", problem)

@@ -89,7 +89,7 @@ func (a *Agent) takeIn(ctx context.Context, v *vault, b *transport.Bundle, next 
 	}
 	a.clock.Raise(b.IssuedAt())
 	err = v.update(func(tx *store.Tx) error {
-		if err := tx.PutBlob(blobSecurityCode, blob); err != nil {
+		if err := addCode(tx, next, heldCode{b.Epoch, blob}); err != nil {
 			return err
 		}
 		if err := tx.Put(bucketTerminal, keySelf, next); err != nil {

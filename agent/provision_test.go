@@ -114,7 +114,7 @@ func TestProvisionKeepsSecretsSealed(t *testing.T) {
 
 	// The security code answers as a key, and is the one of the bundle.
 	p := mustParty(t, a)
-	got, err := p.code.MAC(t.Context(), []byte("message"))
+	got, err := p.codes[0].MAC(t.Context(), []byte("message"))
 	if err != nil {
 		t.Fatal(err)
 	}

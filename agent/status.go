@@ -23,7 +23,8 @@ type Status struct {
 	Terminal   transport.Name       `json:"terminal,omitempty"`
 	Service    transport.Name       `json:"service,omitempty"` // that a gate guards
 	Group      transport.Name       `json:"group,omitempty"`
-	Epoch      uint32               `json:"security_code_epoch,omitempty"`
+	Epoch      uint32               `json:"security_code_epoch,omitempty"`  // the newest
+	Epochs     []uint32             `json:"security_code_epochs,omitempty"` // all that are accepted, newest first
 
 	Keys        KeysStatus        `json:"key_storage"`
 	Identity    *IdentityStatus   `json:"identity,omitempty"` // absent before enrollment
@@ -111,7 +112,7 @@ func (a *Agent) Status() Status {
 	if err == nil && self != nil {
 		self.wipe()
 		s.Kind, s.Deployment, s.Terminal, s.Service = self.Kind, self.Deployment, self.Terminal, self.Service
-		s.Group, s.Epoch = self.Group, self.Epoch
+		s.Group, s.Epoch, s.Epochs = self.Group, self.Epoch, self.codes()
 	}
 	if chain, chainErr := v.identityChain(); chainErr == nil {
 		s.Identity = identityStatus(chain, a.clock)

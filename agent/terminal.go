@@ -30,6 +30,9 @@ type terminalRecord struct {
 	Servers    []string             `cbor:"9,keyasint"`
 	CommonKey  transport.Sensitive  `cbor:"10,keyasint"`
 	Service    transport.Name       `cbor:"11,keyasint"`
+	// Codes are the epochs of the security codes that are here, newest first; Epoch
+	// is the newest. Empty: see codeBlob.
+	Codes []uint32 `cbor:"12,keyasint,omitempty"`
 }
 
 // wipe overwrites the common key; nil is fine.

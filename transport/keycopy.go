@@ -166,7 +166,7 @@ var keycopyFaultText = map[KeycopyFault]string{
 	KeycopyProtocol:         "the other end does not speak this protocol correctly; check that both terminals run current versions",
 	KeycopyVersionRefused:   "the versions of the two terminals do not fit; update the older one",
 	KeycopyModeRefused:      "the mode asked for is not allowed; check the key copy settings of both terminals",
-	KeycopyCodeUnknown:      "the terminals have different security codes; provision both from bundles of one group",
+	KeycopyCodeUnknown:      "the terminals have no security code in common; let both connect to the management server, or provision both from new bundles of one group",
 	KeycopyAuthFailed:       "the codes of the two terminals do not match; check the operator code, and that both were provisioned for one group",
 	KeycopyNotArmed:         "no operator code is in force on the old terminal; run there: kagimori keycopy offer",
 	KeycopyBusy:             "the old terminal is serving another one; try again when that is done",

@@ -22,8 +22,8 @@ const (
 	// helloTime is from accept to the last byte of the first frame. A Target
 	// sends it right after the handshake.
 	helloTime = 5 * time.Second
-	// strangerPause is how long an address waits after it proved nothing.
-	strangerPause = time.Second
+	// StrangerPause is how long an address waits after it proved nothing.
+	StrangerPause = time.Second
 	// maxStrangers bounds the table of such addresses.
 	maxStrangers = 256
 	// ipv6Site is how much of an IPv6 address names one customer.
@@ -78,7 +78,7 @@ func (d *door) enter(conn net.Conn, from netip.Prefix, now time.Time) *seat {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if last, ok := d.strangers[from]; ok {
-		if now.Sub(last) < strangerPause {
+		if now.Sub(last) < StrangerPause {
 			return nil
 		}
 		delete(d.strangers, from)

@@ -61,7 +61,7 @@ func TestDoorDisplaces(t *testing.T) {
 		t.Error("the displaced one goes on")
 	}
 	d.leave(mine[1], true, now.Add(time.Hour)) // it is remembered since it was displaced
-	if come(t, d, 1, now.Add(strangerPause-1)) != nil {
+	if come(t, d, 1, now.Add(StrangerPause-1)) != nil {
 		t.Error("a displaced stranger is back at once")
 	}
 	for i := range maxOpen - maxFrom {
@@ -105,11 +105,11 @@ func TestDoorKeepsWhoSpoke(t *testing.T) {
 func TestDoorRemembersStrangers(t *testing.T) {
 	d, now := newDoor(), doorTime
 	d.leave(mustCome(t, d, 1, now), true, now)
-	if come(t, d, 1, now.Add(strangerPause-1)) != nil {
+	if come(t, d, 1, now.Add(StrangerPause-1)) != nil {
 		t.Error("a stranger is back at once")
 	}
 	d.leave(mustCome(t, d, 2, now), false, now)
-	d.leave(mustCome(t, d, 1, now.Add(strangerPause)), false, now)
+	d.leave(mustCome(t, d, 1, now.Add(StrangerPause)), false, now)
 	for i := range 3 * maxStrangers {
 		at := now.Add(time.Duration(i) * time.Millisecond)
 		d.leave(mustCome(t, d, 1000+i, at), true, at)
