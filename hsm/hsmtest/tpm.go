@@ -2,15 +2,19 @@ package hsmtest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/kagimori/kagimori/hsm"
 )
 
 // patience bounds how long a helper waits for another process.
@@ -148,4 +152,25 @@ func (p *TPM) TryTool(name string, args ...string) (string, error) {
 		return out.String(), fmt.Errorf("%s %q: %w: %s", name, args, err, errs.String())
 	}
 	return out.String(), nil
+}
+
+// Attributes has tpm2-tools print the attributes of what a blob of hsm/tpm holds.
+func (p *TPM) Attributes(b hsm.Blob) string {
+	p.t.Helper()
+	item, err := hsm.Decode(b)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	area := item.Public
+	if item.Purpose == hsm.PurposeBoot { // what it is sealed to stands before
+		area = area[bytes.Index(area, []byte{0x00, 0x08, 0x00, 0x0b}):]
+	}
+	if err := os.WriteFile(filepath.Join(p.dir, "o.pub"), append(binary.BigEndian.AppendUint16(nil, uint16(len(area))), area...), 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+	out := p.Tool("tpm2_print", "-t", "TPM2B_PUBLIC", "o.pub")
+	_, after, _ := strings.Cut(out, "attributes:")
+	_, value, _ := strings.Cut(after, "value: ")
+	line, _, _ := strings.Cut(value, "\n")
+	return line
 }

@@ -18,6 +18,16 @@ func OpenWithin(ctx context.Context, path string, limit time.Duration, log *slog
 	return open(ctx, c)
 }
 
+// OpenUnorderly is Open of a module that never sends TPM2_Shutdown.
+func OpenUnorderly(ctx context.Context, path string, log *slog.Logger) (*Module, error) {
+	c, err := configFor(path, log)
+	if err != nil {
+		return nil, err
+	}
+	c.skipOrderly = true
+	return open(ctx, c)
+}
+
 // OpenNode opens a module on what stands in for a device node.
 func OpenNode(ctx context.Context, node func() (fd int, err error), limit time.Duration, log *slog.Logger) (*Module, error) {
 	return open(ctx, config{dial: deviceDialer(node), level: hsm.LevelTPM, limit: limit, log: log})
@@ -30,6 +40,8 @@ func Decode(b hsm.Blob, p hsm.Purpose) (err error) {
 		_, _, err = decodeCounter(b)
 	case hsm.PurposeBoot:
 		_, err = decodeBoot(b)
+	case hsm.PurposePIN:
+		_, err = decodePIN(b)
 	default:
 		_, _, err = decode(b, p)
 	}
@@ -50,3 +62,6 @@ var (
 	Node   = openNode
 	Direct = direct
 )
+
+// PINAuth is the auth value that a PIN becomes.
+var PINAuth = pinAuth

@@ -82,6 +82,8 @@ type config struct {
 	raw   bool          // no resource manager: clear up after killed processes
 	limit time.Duration // for one command
 	log   *slog.Logger
+
+	skipOrderly bool // tests only: what happens without TPM2_Shutdown
 }
 
 func configFor(path string, log *slog.Logger) (config, error) {
