@@ -78,6 +78,8 @@ type Module interface {
 	Keys
 	MACs
 	Counters
+	PINs
+	Examiner
 	Level() Level
 	Close() error
 }

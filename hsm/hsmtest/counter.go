@@ -2,7 +2,6 @@ package hsmtest
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"slices"
 	"sync"
@@ -160,22 +159,4 @@ func checkCountersReopen(t *testing.T, open Open) {
 	}
 	dropCounter(t, m, b, key)
 	closeModule(t, m)
-}
-
-func checkExaminer(t *testing.T, m hsm.Module) {
-	h, err := m.(hsm.Examiner).Health(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if h.Level != m.Level() || h.RollbackProof != m.RollbackProof() {
-		t.Errorf("health %+v does not agree with the module", h)
-	}
-	if len(h.Notes) == 0 {
-		t.Error("health does not say what the level does not protect against")
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := m.(hsm.Examiner).Health(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("health, cancelled: %v", err)
-	}
 }

@@ -54,12 +54,12 @@ func Run(t *testing.T, place func(t *testing.T) Open) {
 	with("Counters", checkCounters)
 	with("CountersTampered", checkCountersTampered)
 	with("CountersAtOnce", checkCountersAtOnce)
-	with("Examiner", func(t *testing.T, m hsm.Module) {
-		if _, ok := m.(hsm.Examiner); !ok {
-			t.Skip("cannot be examined")
-		}
-		checkExaminer(t, m)
+	with("PINs", checkPINs)
+	with("PINsTampered", func(t *testing.T, m hsm.Module) {
+		b := sealPIN(t, m, hsm.RandomSecret(32), "1234")
+		checkTampered(t, b, func(b hsm.Blob) error { return second(m.UnsealPIN(t.Context(), b, pin("1234"))) })
 	})
+	with("Examiner", checkExaminer)
 	with("Purposes", checkPurposes)
 	with("Concurrent", checkConcurrent)
 	with("Cancelled", checkCancelled)
@@ -247,8 +247,12 @@ func uses(t *testing.T, m hsm.Module) func(ctx context.Context) map[string]error
 	sealed, key, mac := seal(t, m, []byte("x")), newKey(t, m), importMAC(t, m, make([]byte, hsm.MACKeySize))
 	counterKey := hsm.RandomSecret(hsm.CounterKeySize)
 	counter := newCounter(t, m, counterKey)
+	behind := sealPIN(t, m, hsm.RandomSecret(32), "1234")
 	return func(ctx context.Context) map[string]error {
 		return map[string]error{
+			"SealPIN":   second(m.SealPIN(ctx, hsm.RandomSecret(32), pin("1234"))),
+			"UnsealPIN": second(m.UnsealPIN(ctx, behind, pin("1234"))),
+			"Health":    second(m.Health(ctx)),
 			"Count":     second(m.Count(ctx, counter, counterKey)),
 			"Increment": second(m.Increment(ctx, counter, counterKey)),
 			"Seal":      second(m.Seal(ctx, hsm.RandomSecret(32))),

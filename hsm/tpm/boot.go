@@ -18,8 +18,6 @@ import (
 	"github.com/kagimori/kagimori/hsm"
 )
 
-var _ hsm.BootSealer = (*Module)(nil)
-
 // MaxApprovals is how many approvals are looked at for one secret.
 const MaxApprovals = 64
 

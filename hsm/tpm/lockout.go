@@ -17,8 +17,6 @@ import (
 	"github.com/kagimori/kagimori/hsm"
 )
 
-var _ hsm.LockoutSetter = (*Module)(nil)
-
 // maxLockoutPassword is the most bytes that any chip takes (SHA-512).
 const maxLockoutPassword = 64
 

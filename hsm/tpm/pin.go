@@ -21,8 +21,6 @@ import (
 	"github.com/kagimori/kagimori/hsm"
 )
 
-var _ hsm.PINs = (*Module)(nil)
-
 const (
 	// pinAttributes lack noDA, on purpose.
 	pinAttributes = attrFixedTPM | attrFixedParent | attrUserWithAuth

@@ -52,9 +52,9 @@ type Module struct {
 }
 
 var (
-	_ hsm.Module   = (*Module)(nil)
-	_ hsm.Counters = (*Module)(nil)
-	_ hsm.Examiner = (*Module)(nil)
+	_ hsm.Module        = (*Module)(nil)
+	_ hsm.BootSealer    = (*Module)(nil)
+	_ hsm.LockoutSetter = (*Module)(nil)
 )
 
 // A job is what the owner goroutine runs.
