@@ -14,7 +14,8 @@ type Config struct {
 	Path string
 	// Keys names the buckets whose change is a key change. PutBlob and
 	// DeleteBlob always are one. A key change costs a second copy of the file
-	// and a step of the module's counter.
+	// and a step of the module's counter. A bucket that became one stays one,
+	// also for a program that does not name it.
 	Keys []string
 	// Check looks at a file before it is used, at best in another process, which
 	// a damaged file may end. It returns ErrDamaged for one that cannot be used;
@@ -24,6 +25,10 @@ type Config struct {
 	// Boot binds the store key to how the machine was booted; nil binds it to
 	// the module only.
 	Boot *Boot
+	// Accept has OpenWith take an older file, as AcceptOlder does.
+	Accept bool
+
+	step func(string) // tells a test of each durable step
 }
 
 // Boot is a bond to measurements. The module must be an hsm.BootSealer, and

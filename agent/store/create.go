@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-
-	"golang.org/x/crypto/chacha20poly1305"
 
 	"github.com/kagimori/kagimori/hsm"
 )
@@ -17,58 +14,62 @@ const newSuffix = ".new"
 
 // create makes a complete store under another name, syncs it and renames it: a
 // bbolt file that is torn while it is made never opens again, so it must not
-// have the store's name yet. What a crash left under the other name is removed.
-func create(ctx context.Context, path string, module hsm.Module, schema int) error {
-	temp := path + newSuffix
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove what an earlier start left: %w", err)
+// have the store's name yet.
+func (o *opener) create(ctx context.Context) (err error) {
+	path := o.cfg.Path
+	s := emptyStore(o, path+newSuffix)
+	if err := discard(s.path); err != nil {
+		return err
 	}
-	key := hsm.RandomSecret(chacha20poly1305.KeySize)
-	defer key.Wipe()
-	blob, err := module.Seal(ctx, key)
-	if err != nil {
-		return fmt.Errorf("seal the store key: %w", err)
-	}
-	check, err := sealValue(key, string(bucketMeta), keyCheck, nil)
+	s.key = hsm.RandomSecret(keySize)
+	defer s.Close()
+	slot, _, err := o.firstSlot(ctx, s.key)
 	if err != nil {
 		return err
 	}
-	if err := write(temp, schema, blob, check); err != nil {
-		_ = os.Remove(temp)
-		if noSpaceText(err) { // a sync may be the one that says it, and bbolt keeps only its text
-			err = fmt.Errorf("%w (%w)", ErrFull, err)
+	c, _, err := s.makeCounter(ctx) // why there is none is found out again when it opens
+	if err != nil {
+		return err
+	}
+	s.setKeyed(o.cfg.Keys)
+	if s.db, err = openDB(s.path, &s.file, false); err == nil {
+		_, err = s.change(func(tx *Tx) error {
+			if c != nil {
+				tx.head.Delta = c.value - 1 // nothing is unfinished in epoch 1
+				if err := tx.putRaw(bucketBlobs, counterBlob, c.blob); err != nil {
+					return err
+				}
+			}
+			return errors.Join(tx.addSlot(slot), tx.putRaw(bucketMeta, schemaKey, encodeSchema(len(o.steps)+1)))
+		}, nil)
+		err = errors.Join(err, s.Close(), syncPath(s.path))
+	}
+	if err == nil {
+		s.step("written")
+		if err = os.Rename(s.path, path); err == nil {
+			s.step("created")
+			return syncPath(filepath.Dir(path))
 		}
-		return fmt.Errorf("create: %w", err)
 	}
-	if err := os.Rename(temp, path); err != nil {
-		return fmt.Errorf("create: %w", err)
+	_ = os.Remove(s.path)
+	s.dropCounter(ctx, c)
+	if noSpaceText(err) && !errors.Is(err, ErrFull) { // a sync may be the one that says it, and bbolt keeps only its text
+		err = fmt.Errorf("%w (%w)", ErrFull, err)
 	}
-	return syncPath(filepath.Dir(path))
+	return fmt.Errorf("create: %w", err)
 }
 
-func write(temp string, schema int, blob hsm.Blob, check []byte) (err error) {
-	var file *os.File
-	db, err := openDB(temp, &file)
+// dropCounter gives back a counter that came to no use.
+func (s *Store) dropCounter(ctx context.Context, c *counter) {
+	if c == nil {
+		return
+	}
+	err := s.useCounter(ctx, func(ctx context.Context, m hsm.Counters, key *hsm.Secret) error {
+		return m.DropCounter(ctx, c.blob, key)
+	})
 	if err != nil {
-		return err
+		s.log.WarnContext(ctx, "a counter that is of no use stays in key storage", "err", err)
 	}
-	tx, err := db.Begin(true)
-	if err == nil {
-		t := &Tx{b: tx}
-		err = errors.Join(
-			t.putRaw(bucketMeta, schemaKey, encodeSchema(schema)),
-			t.putRaw(bucketMeta, keyCheck, check),
-			t.putRaw(bucketBlobs, storeKeyBlob, blob))
-		if err == nil {
-			err = tx.Commit()
-		} else {
-			_ = tx.Rollback()
-		}
-	}
-	if err := errors.Join(err, db.Close()); err != nil {
-		return err
-	}
-	return syncPath(temp)
 }
 
 func syncPath(path string) error {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -27,6 +28,7 @@ type node struct {
 
 type disk struct {
 	names   map[string]*node // as the daemon sees it; nil: a directory
+	gone    map[string]*node // what has lost its name, by the last one and gone
 	durable map[string]*node
 	pending []nameChange
 }
@@ -39,7 +41,9 @@ type nameChange struct {
 	node *node
 }
 
-func newDisk() *disk { return &disk{names: map[string]*node{}, durable: map[string]*node{}} }
+func newDisk() *disk {
+	return &disk{names: map[string]*node{}, gone: map[string]*node{}, durable: map[string]*node{}}
+}
 
 // load makes all that is below a directory durable.
 func (d *disk) load(t *testing.T, dir string) {
@@ -79,6 +83,9 @@ func readTree(t *testing.T, dir string) map[string][]byte {
 // play does what the daemon did.
 func (d *disk) play(e event) error {
 	n, known := d.names[e.path]
+	if strings.HasSuffix(e.path, gone) {
+		n = d.gone[e.path]
+	}
 	switch e.op {
 	case "ack":
 		return nil
@@ -91,9 +98,11 @@ func (d *disk) play(e event) error {
 		d.change(nameChange{name: e.path})
 		return nil
 	case "unlink":
+		d.gone[e.path+gone] = n
 		d.change(nameChange{gone: e.path})
 		return nil
 	case "rename":
+		d.gone[e.to+gone] = d.names[e.to]
 		d.change(nameChange{gone: e.path, name: e.to, node: n})
 		return nil
 	case "copy":

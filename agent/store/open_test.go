@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -68,16 +69,16 @@ func TestStoreKeyOfAnotherStore(t *testing.T) {
 	if err := tryOpen(t, other, m); err != nil {
 		t.Fatal(err)
 	}
-	blob := rawGet(t, other, bucketBlobs, storeKeyBlob)
-	rawPut(t, other, bucketBlobs, storeKeyBlob, rawGet(t, path, bucketBlobs, storeKeyBlob))
-	if err := tryOpen(t, other, m); !errors.Is(err, ErrDamaged) {
-		t.Errorf("another store's key: got %v", err)
+	const slot = "00000001"
+	mine := rawGet(t, other, bucketSlots, slot)
+	for name, foreign := range map[string][]byte{"another store's key": rawGet(t, path, bucketSlots, slot), "a cut slot": mine[:len(mine)-1]} {
+		rawPut(t, other, bucketSlots, slot, foreign)
+		dropCopy(t, other)
+		if err := tryOpen(t, other, m); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: got %v", name, err)
+		}
 	}
-	rawPut(t, other, bucketBlobs, storeKeyBlob, blob[:len(blob)-1])
-	if err := tryOpen(t, other, m); !errors.Is(err, ErrDamaged) {
-		t.Errorf("a cut blob: got %v", err)
-	}
-	rawPut(t, other, bucketBlobs, storeKeyBlob, blob)
+	rawPut(t, other, bucketSlots, slot, mine)
 	if err := tryOpen(t, other, m); err != nil {
 		t.Errorf("the right key: %v", err)
 	}
@@ -89,13 +90,17 @@ func TestSchema(t *testing.T) {
 	s.Close()
 	log := slog.New(slog.DiscardHandler)
 	ran := ""
-	steps := []migration{
+	steps := slices.Concat(migrations, []migration{
 		func(tx *Tx) error { ran += "1"; return tx.Put("a", "new", record{N: 2}) },
 		func(tx *Tx) error { ran += "2"; return tx.Delete("a", "old") },
-	}
+	})
 	boom := errors.New("boom")
-	broken := []migration{steps[0], func(tx *Tx) error { return boom }}
-	if _, err := open(t.Context(), path, m, log, broken); !errors.Is(err, boom) {
+	broken := slices.Concat(steps[:2], []migration{func(tx *Tx) error { return boom }})
+	open := func(steps []migration) (*Store, error) {
+		o := &opener{cfg: Config{Path: path}, module: m, log: log, steps: steps}
+		return o.open(t.Context())
+	}
+	if _, err := open(broken); !errors.Is(err, boom) {
 		t.Errorf("a migration that fails: %v", err)
 	}
 	if err := tryOpen(t, path, m); err != nil {
@@ -103,7 +108,7 @@ func TestSchema(t *testing.T) {
 	}
 	for round := range 2 {
 		ran = ""
-		s, err := open(t.Context(), path, m, log, steps)
+		s, err := open(steps)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -115,15 +120,16 @@ func TestSchema(t *testing.T) {
 		s.Close()
 	}
 	err := tryOpen(t, path, m)
-	if !errors.Is(err, ErrNewer) || !strings.Contains(err.Error(), "schema 3") {
+	if !errors.Is(err, ErrNewer) || !strings.Contains(err.Error(), "schema 4") {
 		t.Errorf("an older program: %v", err)
 	}
-	rawPut(t, path, bucketMeta, schemaKey, encodeSchema(1)) // as the last check wants it
+	rawPut(t, path, bucketMeta, schemaKey, encodeSchema(2)) // as the last check wants it
 	rawPut(t, path, bucketMeta, schemaKey, nil)
+	dropCopy(t, path)
 	if err := tryOpen(t, path, m); !errors.Is(err, ErrDamaged) {
 		t.Errorf("no schema version: %v", err)
 	}
-	rawPut(t, path, bucketMeta, schemaKey, encodeSchema(1))
+	rawPut(t, path, bucketMeta, schemaKey, encodeSchema(2))
 }
 
 func TestTwoDaemons(t *testing.T) {
@@ -189,6 +195,7 @@ func TestTornCreation(t *testing.T) {
 			if err := os.WriteFile(path, body, 0o600); err != nil {
 				t.Fatal(err)
 			}
+			dropCopy(t, path)
 			if err := tryOpen(t, path, m); !errors.Is(err, ErrDamaged) {
 				t.Errorf("%s at %d: got %v", name, n, err)
 			}
@@ -271,6 +278,7 @@ func TestFaultWhileOpen(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Errorf("close: %v", err)
 	}
+	dropCopy(t, path)
 	if err := tryOpen(t, path, m); !errors.Is(err, ErrDamaged) {
 		t.Errorf("open again: got %v", err)
 	}
@@ -302,6 +310,14 @@ func TestNoFileLeftOpen(t *testing.T) {
 	}
 	if after := count(); after > before {
 		t.Errorf("%d files open before, %d after", before, after)
+	}
+}
+
+// dropCopy leaves a store without its second copy.
+func dropCopy(t testing.TB, path string) {
+	t.Helper()
+	if err := os.Remove(path + copySuffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
 	}
 }
 

@@ -80,18 +80,27 @@ func checkFile(r io.ReaderAt, size int64) error {
 	if err != nil {
 		return err
 	}
-	if m.high > uint64(size)/uint64(m.pageSize) {
-		return fmt.Errorf("%d pages in a file of %d bytes: it is cut short", m.high, size)
+	p, err := newPages(r, size, m)
+	if err != nil {
+		return err
 	}
-	if m.high < 4 {
-		return fmt.Errorf("only %d pages", m.high)
-	}
-	p := &pages{r: r, pageSize: uint64(m.pageSize), high: m.high, seen: make([]bool, m.high)}
-	p.seen[0], p.seen[1] = true, true
 	if err := p.tree(m.root, true, nil, nil, 0); err != nil {
 		return err
 	}
 	return p.freelist(m.freelist)
+}
+
+// newPages prepares to follow what one meta page leads to.
+func newPages(r io.ReaderAt, size int64, m meta) (*pages, error) {
+	if m.high > uint64(size)/uint64(m.pageSize) {
+		return nil, fmt.Errorf("%d pages in a file of %d bytes: it is cut short", m.high, size)
+	}
+	if m.high < 4 {
+		return nil, fmt.Errorf("only %d pages", m.high)
+	}
+	p := &pages{r: r, pageSize: uint64(m.pageSize), high: m.high, seen: make([]bool, m.high)}
+	p.seen[0], p.seen[1] = true, true
+	return p, nil
 }
 
 // readMeta picks the meta page that bbolt will: the valid one of the later

@@ -54,6 +54,7 @@ func busyFile(t testing.TB, m hsm.Module) []byte {
 // thing it may not do is end the process.
 func use(t testing.TB, path string, m hsm.Module) error {
 	t.Helper()
+	dropCopy(t, path)
 	s, err := Open(t.Context(), Config{Path: path}, m, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err

@@ -199,6 +199,8 @@ func TestEverySyncCounts(t *testing.T) {
 			kinds[e.path] = true
 		}
 	}
+	delete(kinds, "store"+copySuffix+newSuffix) // the file alone is enough to go on: TestPowerCutLeavesACopy
+	delete(kinds, "store"+copySuffix+gone)      // overwritten, not written
 	for path := range kinds {
 		t.Run(strings.ReplaceAll("sync "+path, "/", "_"), func(t *testing.T) {
 			var left []event

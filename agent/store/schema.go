@@ -1,34 +1,30 @@
 package store
 
 import (
-	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 )
 
 // The schema version says what shape the records have. Version 1 is the first;
 // migrations[i] takes version i+1 to i+2. Migrations only go forward, all that
-// are due run in one transaction, and the list only grows: a terminal may skip
-// releases.
-var migrations []migration
+// are due run in one transaction, which is a key change, and the list only grows:
+// a terminal may skip releases.
+var migrations = []migration{migrateEpochs}
 
 type migration func(*Tx) error
 
-const schemaKey = "schema"
+const (
+	schemaKey   = "schema"
+	schemaFirst = 1 // values of version 1, no head, one slot among the blobs
+)
 
 func encodeSchema(n int) []byte { return binary.BigEndian.AppendUint32(nil, uint32(n)) }
 
-// schema reads the version, which is not sealed: an older program must be able
-// to say that it is too old.
-func (s *Store) schema(ours int) (version int, err error) {
-	var raw []byte
-	err = s.View(func(tx *Tx) error {
-		raw = tx.raw(bucketMeta, schemaKey)
-		return nil
-	})
-	if err != nil {
-		return 0, err
-	}
+// readSchema reads the version, which is not sealed: an older program must be
+// able to say that it is too old.
+func readSchema(tx *Tx, ours int) (version int, err error) {
+	raw := tx.raw(bucketMeta, schemaKey)
 	if len(raw) != 4 || binary.BigEndian.Uint32(raw) == 0 {
 		return 0, fmt.Errorf("%w (it has no schema version)", ErrDamaged)
 	}
@@ -38,21 +34,79 @@ func (s *Store) schema(ours int) (version int, err error) {
 	return int(binary.BigEndian.Uint32(raw)), nil
 }
 
-func (s *Store) migrate(ctx context.Context, from int, steps []migration) error {
-	if from > len(steps) {
-		return nil
-	}
-	err := s.Update(func(tx *Tx) error {
-		for i, step := range steps[from-1:] {
-			if err := step(tx); err != nil {
-				return fmt.Errorf("migrate from schema %d: %w", from+i, err)
-			}
+// migrate runs the migrations that are due.
+func (tx *Tx) migrate(from int, steps []migration) error {
+	for i, step := range steps[from-1:] {
+		if err := step(tx); err != nil {
+			return fmt.Errorf("migrate from schema %d: %w", from+i, err)
 		}
-		return tx.putRaw(bucketMeta, schemaKey, encodeSchema(len(steps)+1))
-	})
+	}
+	tx.key = true
+	return tx.putRaw(bucketMeta, schemaKey, encodeSchema(len(steps)+1))
+}
+
+// keyCheck is the record of schema 1 that opens under the store key only.
+const keyCheck = "key-check"
+
+// checkFirst makes sure of the key of a store of schema 1.
+func (tx *Tx) checkFirst() (err error) {
+	defer tx.guard(&err)
+	if _, err := openFirst(tx.s.key, place{string(bucketMeta), keyCheck, versionFirst}, tx.raw(bucketMeta, keyCheck)); err != nil {
+		return errNoOpen
+	}
+	return nil
+}
+
+// migrateEpochs takes schema 1 to 2: every value gets an epoch, those of the key
+// buckets a key of their own, and the store key a slot.
+func migrateEpochs(tx *Tx) error {
+	names, err := tx.buckets()
 	if err != nil {
 		return err
 	}
-	s.log.InfoContext(ctx, "store migrated", "path", s.path, "from", from, "to", len(steps)+1)
-	return nil
+	for _, name := range names {
+		if name[0] == '_' {
+			continue
+		}
+		if err := tx.reseal(name, versionFirst); err != nil {
+			return err
+		}
+	}
+	list, err := tx.slots()
+	if err != nil {
+		return err
+	}
+	for _, r := range list {
+		r.opened = true
+		if err := errors.Join(tx.dropSlots([]*slotRecord{{}}), tx.addSlot(r)); err != nil {
+			return err
+		}
+	}
+	tx.reslot = list
+	return tx.delete(bucketMeta, keyCheck)
+}
+
+// reseal seals every record of a bucket anew, as the bucket wants it now. So far
+// they are sealed under the store key, in a given version.
+func (tx *Tx) reseal(bucket string, version byte) error {
+	var last []byte
+	for {
+		key, sealed, err := tx.next([]byte(bucket), last)
+		if err != nil || key == nil {
+			return err
+		}
+		plain, err := openValue(tx.s.key, place{bucket, string(key), version}, tx.newest(), sealed)
+		if err != nil {
+			return fmt.Errorf("%s %q: %w", bucket, key, err)
+		}
+		fresh, err := tx.seal(bucket, string(key), plain)
+		clear(plain)
+		if err == nil {
+			err = tx.store([]byte(bucket), string(key), fresh)
+		}
+		if err != nil {
+			return fmt.Errorf("%s %q: %w", bucket, key, err)
+		}
+		last = key
+	}
 }

@@ -1,11 +1,11 @@
 package store
 
 import (
-	"context"
 	"crypto/cipher"
 	"crypto/rand"
-	"errors"
+	"encoding/binary"
 	"fmt"
+	"math"
 
 	"golang.org/x/crypto/chacha20"
 	"golang.org/x/crypto/chacha20poly1305"
@@ -13,48 +13,83 @@ import (
 	"github.com/kagimori/kagimori/hsm"
 )
 
-// A sealed value is one version byte, a random nonce, then ciphertext and tag of
-// XChaCha20-Poly1305. Associated data: bucket, 0, key, 0, version byte; neither
-// a bucket nor a key has a 0 in it, so no two places share it.
+// A sealed value is one version byte, the epoch in which it was written, a random
+// nonce, then ciphertext and tag of XChaCha20-Poly1305. Associated data: bucket,
+// 0, key, 0, version byte, epoch. No bucket has a 0 in it, and a key has one only
+// in bucketKeys, where its place is always the same one; so no two places share it.
+//
+// Version 1, of schema 1, had no epoch. It is read by its migration only.
 const (
-	recordVersion = 1
-	nonceSize     = chacha20poly1305.NonceSizeX
-	sealOverhead  = 1 + nonceSize + chacha20poly1305.Overhead
+	versionFirst  = 1
+	versionShared = 2 // sealed under the store key
+	versionKeyed  = 3 // sealed under a record key of its own, which bucketKeys holds
 )
 
-// storeKeyBlob is the name of the blob that module.Seal made of the store key.
-// keyCheck is a record that opens under this key only.
 const (
-	storeKeyBlob = "store-key"
-	keyCheck     = "key-check"
+	nonceSize    = chacha20poly1305.NonceSizeX
+	epochSize    = 8
+	headerSize   = 1 + epochSize + nonceSize
+	sealOverhead = headerSize + chacha20poly1305.Overhead
+	keySize      = chacha20poly1305.KeySize
 )
 
-func sealValue(key *hsm.Secret, bucket, name string, plain []byte) ([]byte, error) {
-	out := make([]byte, 1+nonceSize, sealOverhead+len(plain))
-	out[0] = recordVersion
-	nonce := out[1 : 1+nonceSize]
+// anyEpoch takes values of whatever epoch.
+const anyEpoch = math.MaxUint64
+
+// A place is where a value stands and what it must look like there.
+type place struct {
+	bucket, name string
+	version      byte
+}
+
+func sealValue(key *hsm.Secret, at place, epoch uint64, plain []byte) ([]byte, error) {
+	out := make([]byte, headerSize, sealOverhead+len(plain))
+	out[0] = at.version
+	binary.BigEndian.PutUint64(out[1:], epoch)
+	nonce := out[1+epochSize:]
 	rand.Read(nonce) // never fails: crypto/rand ends the process instead
 	aead, err := newAEAD(key, nonce)
 	if err != nil {
 		return nil, err
 	}
-	return aead.Seal(out, tail(nonce), plain, associated(bucket, name, recordVersion)), nil
+	return aead.Seal(out, tail(nonce), plain, at.associated(epoch)), nil
 }
 
-// openValue gives the plaintext, which the caller clears.
-func openValue(key *hsm.Secret, bucket, name string, sealed []byte) ([]byte, error) {
+// openValue gives the plaintext, which the caller clears. A value of an epoch
+// behind newest was not written by the store in which it stands.
+func openValue(key *hsm.Secret, at place, newest uint64, sealed []byte) ([]byte, error) {
+	if at.version == versionFirst {
+		return openFirst(key, at, sealed)
+	}
 	if len(sealed) < sealOverhead {
 		return nil, fmt.Errorf("%w (a value of %d bytes)", ErrDamaged, len(sealed))
 	}
-	if v := sealed[0]; v != recordVersion {
-		return nil, fmt.Errorf("%w (a value of version %d)", ErrDamaged, v)
+	if v := sealed[0]; v != at.version {
+		return nil, fmt.Errorf("%w (a value of version %d, not %d)", ErrDamaged, v, at.version)
 	}
-	nonce := sealed[1 : 1+nonceSize]
+	epoch := binary.BigEndian.Uint64(sealed[1:])
+	if epoch > newest {
+		return nil, fmt.Errorf("%w (a value of epoch %d in a store of epoch %d)", ErrDamaged, epoch, newest)
+	}
+	return unlock(key, sealed[1+epochSize:], at.associated(epoch))
+}
+
+// openFirst opens a value of version 1: version byte, nonce, ciphertext, tag.
+func openFirst(key *hsm.Secret, at place, sealed []byte) ([]byte, error) {
+	if len(sealed) < 1+nonceSize+chacha20poly1305.Overhead || sealed[0] != versionFirst {
+		return nil, fmt.Errorf("%w (not a value of version 1)", ErrDamaged)
+	}
+	return unlock(key, sealed[1:], at.prefix())
+}
+
+// unlock opens nonce, ciphertext and tag.
+func unlock(key *hsm.Secret, box, associated []byte) ([]byte, error) {
+	nonce := box[:nonceSize]
 	aead, err := newAEAD(key, nonce)
 	if err != nil {
 		return nil, err
 	}
-	plain, err := aead.Open(nil, tail(nonce), sealed[1+nonceSize:], associated(bucket, name, recordVersion))
+	plain, err := aead.Open(nil, tail(nonce), box[nonceSize:], associated)
 	if err != nil {
 		return nil, fmt.Errorf("%w (a value that does not open in its place)", ErrDamaged)
 	}
@@ -65,7 +100,7 @@ func openValue(key *hsm.Secret, bucket, name string, sealed []byte) ([]byte, err
 // the key that it would leave in memory for good: only a key for this one
 // record is derived (draft-irtf-cfrg-xchacha-03 §2.3).
 func newAEAD(key *hsm.Secret, nonce []byte) (cipher.AEAD, error) {
-	if key.Len() != chacha20poly1305.KeySize {
+	if key.Len() != keySize {
 		return nil, ErrClosed
 	}
 	sub, err := chacha20.HChaCha20(key.Bytes(), nonce[:16])
@@ -80,46 +115,14 @@ func tail(nonce []byte) []byte {
 	return append(make([]byte, chacha20poly1305.NonceSize-8, chacha20poly1305.NonceSize), nonce[16:]...)
 }
 
-func associated(bucket, name string, version byte) []byte {
-	a := make([]byte, 0, len(bucket)+len(name)+3)
-	a = append(a, bucket...)
+func (p place) prefix() []byte {
+	a := make([]byte, 0, len(p.bucket)+len(p.name)+3+epochSize)
+	a = append(a, p.bucket...)
 	a = append(a, 0)
-	a = append(a, name...)
-	return append(a, 0, version)
+	a = append(a, p.name...)
+	return append(a, 0, p.version)
 }
 
-// unseal gets the store key out of the module and makes sure that it is the one
-// that this store's values are sealed under.
-func (s *Store) unseal(ctx context.Context, module hsm.Module) (key *hsm.Secret, err error) {
-	var blob hsm.Blob
-	var check []byte
-	err = s.View(func(tx *Tx) error {
-		blob, check = tx.Blob(storeKeyBlob), tx.raw(bucketMeta, keyCheck)
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	if blob == nil {
-		return nil, fmt.Errorf("%w (it has no store key)", ErrDamaged)
-	}
-	key, err = module.Unseal(ctx, blob)
-	switch {
-	case errors.Is(err, hsm.ErrReplaced):
-		return nil, fmt.Errorf("%w (%w)", ErrForeign, err)
-	case errors.Is(err, hsm.ErrBlob):
-		return nil, fmt.Errorf("%w (%w)", ErrDamaged, err)
-	case err != nil:
-		return nil, fmt.Errorf("unseal the store key: %w", err)
-	}
-	if key.Len() == chacha20poly1305.KeySize {
-		_, err = openValue(key, string(bucketMeta), keyCheck, check)
-	} else {
-		err = fmt.Errorf("%w (a store key of %d bytes)", ErrDamaged, key.Len())
-	}
-	if err != nil {
-		key.Wipe()
-		return nil, err
-	}
-	return key, nil
+func (p place) associated(epoch uint64) []byte {
+	return binary.BigEndian.AppendUint64(p.prefix(), epoch)
 }

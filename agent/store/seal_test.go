@@ -27,23 +27,27 @@ func TestSealIsXChaCha20Poly1305(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	aad := []byte("bucket\x00key\x00\x01")
-	sealed, err := sealValue(key, "bucket", "key", plain)
+	aad := []byte("bucket\x00key\x00\x02\x00\x00\x00\x00\x00\x00\x00\x05")
+	at := place{"bucket", "key", versionShared}
+	sealed, err := sealValue(key, at, 5, plain)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := x.Open(nil, sealed[1:25], sealed[25:], aad)
+	got, err := x.Open(nil, sealed[9:33], sealed[33:], aad)
 	if err != nil || !bytes.Equal(got, plain) {
 		t.Errorf("library opens ours: %q, %v", got, err)
 	}
 	nonce := bytes.Repeat([]byte{9}, 24)
-	theirs := x.Seal(append([]byte{1}, nonce...), nonce, plain, aad)
-	got, err = openValue(key, "bucket", "key", theirs)
+	theirs := x.Seal(append([]byte{2, 0, 0, 0, 0, 0, 0, 0, 5}, nonce...), nonce, plain, aad)
+	got, err = openValue(key, at, 5, theirs)
 	if err != nil || !bytes.Equal(got, plain) {
 		t.Errorf("we open the library's: %q, %v", got, err)
 	}
+	if _, err := openValue(key, at, 4, theirs); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a value of a later epoch: %v", err)
+	}
 	// A file that is out there opens for ever.
-	const golden = "01090909090909090909090909090909090909090909090909cd1d8fef08c2100c93327c534818628e5a798348c87838edbce9ef4a655516929f"
+	const golden = "020000000000000005090909090909090909090909090909090909090909090909cd1d8fef08c2100c93327c534818628e5a2acc1b0453ec7e99e4867700915ad695"
 	if h := hex.EncodeToString(theirs); h != golden {
 		t.Errorf("the format has changed: %s", h)
 	}
@@ -52,11 +56,11 @@ func TestSealIsXChaCha20Poly1305(t *testing.T) {
 func TestNoncesDiffer(t *testing.T) {
 	seen := map[string]bool{}
 	for range 1000 {
-		sealed, err := sealValue(testKey(), "b", "k", nil)
+		sealed, err := sealValue(testKey(), place{"b", "k", versionShared}, 1, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		seen[string(sealed[1:25])] = true
+		seen[string(sealed[9:33])] = true
 	}
 	if len(seen) != 1000 {
 		t.Errorf("%d nonces in 1000 values", len(seen))
@@ -79,7 +83,7 @@ func TestFlippedValueIsDamaged(t *testing.T) {
 		t.Fatal("names collide")
 	}
 	for name, bad := range cases {
-		if _, err := openValue(testKey(), "a", "k", bad); !errors.Is(err, ErrDamaged) {
+		if _, err := openValue(testKey(), place{"a", "k", versionShared}, anyEpoch, bad); !errors.Is(err, ErrDamaged) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
@@ -184,7 +188,7 @@ func TestStrictDecode(t *testing.T) {
 
 func FuzzOpenValue(f *testing.F) {
 	key := testKey()
-	good, err := sealValue(key, "a", "k", []byte{0x01})
+	good, err := sealValue(key, place{"a", "k", versionShared}, 1, []byte{0x01})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -193,7 +197,7 @@ func FuzzOpenValue(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(bytes.Repeat([]byte{1}, 100))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		plain, err := openValue(key, "a", "k", b)
+		plain, err := openValue(key, place{"a", "k", versionShared}, 1, b)
 		if err == nil && !bytes.Equal(plain, []byte{0x01}) {
 			t.Errorf("%x opens as %x", b, plain)
 		}
@@ -216,7 +220,7 @@ func FuzzRecordDecode(f *testing.F) {
 	f.Add([]byte{0xbf, 0xff})
 	tx := &Tx{s: &Store{key: testKey()}}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		sealed, err := sealValue(tx.s.key, "a", "k", b)
+		sealed, err := sealValue(tx.s.key, place{"a", "k", versionShared}, 0, b)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -36,7 +36,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"runtime/debug"
@@ -73,106 +72,48 @@ const (
 
 // A Store is an open file. Its methods may be called from several goroutines.
 type Store struct {
+	o    *opener
 	path string
 	log  *slog.Logger
-	lock *os.File
+	lock *os.File // nil while the store is being opened
 	file *os.File // the one that bbolt holds
 	db   *bbolt.DB
 	key  *hsm.Secret
+	// keyed are the key buckets; they do not change once the store is open.
+	keyed map[string]bool
+	// notMeasured and unprotected are what Open found: see State.
+	notMeasured bool
+	unprotected string
+	schema      int  // of the file, before it was migrated
+	lostCounter bool // OpenWith found none
 
-	writer sync.Mutex // held by the one write transaction there is
+	writer sync.Mutex // held by the one write transaction there is, until the key change is finished
 
 	mu       sync.Mutex // guards all below
-	idle     *sync.Cond // on mu: open fell to 0
-	open     int        // transactions under way
+	idle     *sync.Cond // on mu: open or readers changed
+	open     int        // transactions and other users of db and key under way
+	readers  map[int]int
 	closed   bool
 	broken   error // set once bbolt or the disk failed
 	panicked bool  // bbolt may hold locks of its own for good
+	head     head
+	slots    []*slotRecord
+	counter  counter
+	todo     todo
 
 	batchMu sync.Mutex
 	batch   []*batched // waiting for the writer; guarded by batchMu
 }
 
-// Open opens the store at cfg.Path, and creates it if there is none. The directory
-// must exist. It fails with ErrLocked, ErrDamaged, ErrNewer, ErrForeign, or,
-// wrapped, with what the module says (hsm.ErrAbsent, hsm.ErrLockout, ...).
-func Open(ctx context.Context, cfg Config, module hsm.Module, log *slog.Logger) (*Store, error) {
-	return open(ctx, cfg.Path, module, log, migrations)
-}
-
-// OpenWith opens the store with a store key that was kept elsewhere, and seals
-// it anew under module: a new slot takes the place of those that do not open.
-func OpenWith(ctx context.Context, cfg Config, module hsm.Module, key *hsm.Secret, log *slog.Logger) (*Store, error) {
-	return nil, errors.ErrUnsupported
-}
-
-// AcceptOlder opens a file that Open refuses with ErrOlder or hsm.ErrCounter: it
-// is the administrator's word that this file is the newest there is.
-func AcceptOlder(ctx context.Context, cfg Config, module hsm.Module, log *slog.Logger) (*Store, error) {
-	return nil, errors.ErrUnsupported
-}
-
-// State says how the store stands.
-func (s *Store) State() State { return State{} }
-
-// WithKey lends the store key to fn, for a wrap of it that is kept elsewhere.
-func (s *Store) WithKey(fn func(key *hsm.Secret) error) error { return fn(s.key) }
-
-// Prepare seals the store key a second time, to how the machine will be booted
-// after an update.
-func (s *Store) Prepare(ctx context.Context, policy hsm.BootPolicy) error {
-	return errors.ErrUnsupported
-}
-
-// Confirm removes the slot from before the update, once the new one opens.
-func (s *Store) Confirm(ctx context.Context) error { return errors.ErrUnsupported }
-
-// ClearFallback forgets State.Fallback, once everybody knows of the loss.
-func (s *Store) ClearFallback() error { return errors.ErrUnsupported }
-
-// Settle finishes what the last key change left unfinished, if anything.
-func (s *Store) Settle(ctx context.Context) error { return nil }
-
-func open(ctx context.Context, path string, module hsm.Module, log *slog.Logger, steps []migration) (_ *Store, err error) {
-	s := &Store{path: path, log: log}
+func emptyStore(o *opener, path string) *Store {
+	s := &Store{o: o, path: path, log: o.log, keyed: map[string]bool{}, readers: map[int]int{}}
 	s.idle = sync.NewCond(&s.mu)
-	defer func() {
-		if err != nil {
-			_ = s.Close()
-			err = fmt.Errorf("open store %s: %w", path, err)
-		}
-	}()
-	if s.lock, err = acquire(ctx, path+lockSuffix); err != nil {
-		return nil, err
-	}
-	switch _, err := os.Stat(path); {
-	case errors.Is(err, fs.ErrNotExist):
-		if err := create(ctx, path, module, len(steps)+1); err != nil {
-			return nil, err
-		}
-		log.InfoContext(ctx, "store created", "path", path, "level", module.Level())
-	case err != nil:
-		return nil, err
-	}
-	if err := checkPages(path); err != nil {
-		return nil, err
-	}
-	if s.db, err = openDB(path, &s.file); err != nil {
-		return nil, err
-	}
-	schema, err := s.schema(len(steps) + 1)
-	if err != nil {
-		return nil, err
-	}
-	if s.key, err = s.unseal(ctx, module); err != nil {
-		return nil, err
-	}
-	return s, s.migrate(ctx, schema, steps)
+	return s
 }
 
 // openDB opens a file that checkPages found sound. The file that bbolt uses is
 // handed out, because a database that panicked cannot be closed.
-func openDB(path string, file **os.File) (db *bbolt.DB, err error) {
+func openDB(path string, file **os.File, readOnly bool) (db *bbolt.DB, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
@@ -181,6 +122,8 @@ func openDB(path string, file **os.File) (db *bbolt.DB, err error) {
 	}()
 	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
 		Timeout:         foreignLock,
+		ReadOnly:        readOnly,
+		PreLoadFreelist: !readOnly,
 		MaxSize:         maxSize,
 		InitialMmapSize: maxSize,
 		NoStatistics:    true,
@@ -209,6 +152,9 @@ func openDB(path string, file **os.File) (db *bbolt.DB, err error) {
 // Close waits for the transactions under way, closes the file and wipes the
 // store key. Closing twice is fine.
 func (s *Store) Close() error {
+	if s == nil {
+		return nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -253,6 +199,10 @@ func (s *Store) View(fn func(*Tx) error) (err error) {
 // there is no room: then nothing was changed and the store goes on. It fails
 // with ErrFailed when the disk did: then every later call does too, and only a
 // new Open finds out what is on the disk.
+//
+// A key change (Config.Keys) is finished before Update returns: see epoch.go.
+// When that is not possible, the change is made and durable all the same, State
+// says what is missing, and a further key change fails with ErrUnfinished.
 func (s *Store) Update(fn func(*Tx) error) error {
 	s.writer.Lock()
 	defer s.writer.Unlock()
@@ -261,16 +211,75 @@ func (s *Store) Update(fn func(*Tx) error) error {
 
 // update needs writer.
 func (s *Store) update(fn func(*Tx) error) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.leave()
+	unfinished := s.settle(context.Background(), false)
+	isKey, err := s.change(fn, unfinished)
+	if err != nil || !isKey {
+		return err
+	}
+	if err := s.settle(context.Background(), true); err != nil {
+		s.log.Error("key change is not finished", "path", s.path, "epoch", s.Epoch(), "err", err)
+	}
+	return s.failure() // the change is there, but the store can no longer say so
+}
+
+// change makes a change and commits it. It does not finish a key change; with
+// unfinished set there must not be another. It needs writer.
+func (s *Store) change(fn func(*Tx) error, unfinished error) (isKey bool, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	tx, err := s.begin(true)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer s.end(tx)
 	if err := errors.Join(fn(tx), s.failure()); err != nil {
+		return false, err
+	}
+	if tx.key && unfinished != nil {
+		return false, fmt.Errorf("%w (%w)", ErrUnfinished, unfinished)
+	}
+	if err := tx.commit(); err != nil {
+		return false, err
+	}
+	if tx.key {
+		s.committed(tx)
+		s.step("committed")
+	}
+	return tx.key, nil
+}
+
+// WithKey lends the store key to fn, for a wrap of it that is kept elsewhere. fn
+// must neither keep nor wipe it.
+func (s *Store) WithKey(fn func(key *hsm.Secret) error) error {
+	if err := s.enter(); err != nil {
 		return err
 	}
-	return tx.commit()
+	defer s.leave()
+	return fn(s.key)
+}
+
+// enter and leave keep Close from closing what is in use.
+func (s *Store) enter() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return ErrClosed
+	}
+	if s.broken != nil {
+		return s.broken
+	}
+	s.open++
+	return nil
+}
+
+func (s *Store) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open--
+	s.idle.Broadcast()
 }
 
 // begin and end call bbolt under mu, because a panic in there may leave its own
@@ -294,7 +303,11 @@ func (s *Store) begin(writable bool) (tx *Tx, err error) {
 		return nil, fmt.Errorf("begin transaction: %w", err)
 	}
 	s.open++
-	return &Tx{s: s, b: b}, nil
+	tx = &Tx{s: s, b: b, id: b.ID(), writable: writable, head: s.head}
+	if !writable {
+		s.readers[tx.id]++
+	}
+	return tx, nil
 }
 
 func (s *Store) end(tx *Tx) {
@@ -304,9 +317,12 @@ func (s *Store) end(tx *Tx) {
 		if p := recover(); p != nil {
 			_ = s.gaveUp(p)
 		}
-		if s.open--; s.open == 0 {
-			s.idle.Broadcast()
+		if s.open--; !tx.writable {
+			if s.readers[tx.id]--; s.readers[tx.id] == 0 {
+				delete(s.readers, tx.id)
+			}
 		}
+		s.idle.Broadcast()
 	}()
 	if !tx.done && s.broken == nil {
 		_ = tx.b.Rollback()

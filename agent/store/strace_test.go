@@ -38,6 +38,9 @@ func (e event) String() string {
 	return e.op + " " + e.path
 }
 
+// gone is what strace writes behind an open file that has lost its name.
+const gone = "(deleted)"
+
 // traced are the system calls that a store may change the disk with. One of
 // them that the parser does not know fails the test.
 const traced = "openat,openat2,open,creat,mkdirat,mkdir,write,writev,pwrite64,pwritev,pwritev2,lseek,ftruncate,truncate,fallocate,copy_file_range,sendfile,splice," +
@@ -154,6 +157,9 @@ func (tr *tracer) line(text string) error {
 	path, inside, err := tr.below(file[2])
 	if err != nil || !inside && call != "copy_file_range" {
 		return err
+	}
+	if strings.HasSuffix(args[0], ">"+gone) {
+		path += gone
 	}
 	return tr.file(call, args, path, ret)
 }

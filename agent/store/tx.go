@@ -17,8 +17,9 @@ import (
 
 // Buckets of the store's own. A bucket of records cannot have such a name.
 var (
-	bucketMeta  = []byte("_meta")  // schema version and the check of the store key
+	bucketMeta  = []byte("_meta")  // schema version and head
 	bucketBlobs = []byte("_blobs") // hsm blobs, not sealed
+	bucketKeys  = []byte("_keys")  // the keys of single records
 )
 
 const maxBucket = 63
@@ -26,11 +27,18 @@ const maxBucket = 63
 // A Tx is a transaction. It is used by one goroutine, inside the function that
 // it was given to, and not after that.
 type Tx struct {
-	s     *Store
-	b     *bbolt.Tx
-	dirty bool
-	done  bool
-	grown int // bytes of values put, less those replaced and deleted
+	s        *Store
+	b        *bbolt.Tx
+	id       int
+	writable bool
+	head     head // as it was when the transaction began
+	dirty    bool
+	done     bool
+	key      bool          // this is a key change
+	destroys bool          // and something must not stay in the file
+	recount  *counter      // the counter from now on, if it is another one
+	reslot   []*slotRecord // the slots from now on, if they are others
+	grown    int           // bytes of values put, less those replaced and deleted
 }
 
 // Put seals v under bucket and key and replaces what was there. If that is
@@ -59,22 +67,19 @@ func (tx *Tx) put(bucket []byte, key string, v any) (err error) {
 	if err != nil {
 		return err
 	}
-	old := b.Get([]byte(key))
-	if old != nil {
-		was, err := openValue(tx.s.key, string(bucket), key, old)
+	if old := b.Get([]byte(key)); old != nil {
+		was, err := tx.open(string(bucket), key, old)
 		same := err == nil && bytes.Equal(was, plain)
 		clear(was)
 		if same {
 			return nil
 		}
 	}
-	sealed, err := sealValue(tx.s.key, string(bucket), key, plain)
+	sealed, err := tx.seal(string(bucket), key, plain)
 	if err != nil {
 		return err
 	}
-	tx.dirty = true
-	tx.grown += len(sealed) - len(old)
-	return b.Put([]byte(key), sealed)
+	return tx.store(bucket, key, sealed)
 }
 
 // Append puts v under a key that sorts behind all keys that this bucket ever
@@ -128,7 +133,7 @@ func (tx *Tx) get(bucket []byte, key string, v any) (found bool, err error) {
 }
 
 func (tx *Tx) decode(bucket []byte, key string, sealed []byte, v any) error {
-	plain, err := openValue(tx.s.key, string(bucket), key, sealed)
+	plain, err := tx.open(string(bucket), key, sealed)
 	if err != nil {
 		return err
 	}
@@ -160,9 +165,7 @@ func (tx *Tx) delete(bucket []byte, key string) (err error) {
 	if old == nil {
 		return nil
 	}
-	tx.dirty = true
-	tx.grown -= len(old)
-	return b.Delete([]byte(key))
+	return tx.remove(b, bucket, key, old)
 }
 
 // Each calls fn for every record of a bucket, in the order of the keys. decode
@@ -215,9 +218,12 @@ func (tx *Tx) next(bucket, last []byte) (key, sealed []byte, err error) {
 	return bytes.Clone(k), bytes.Clone(v), nil
 }
 
+// ownBlob says whether a name is taken by the store itself.
+func ownBlob(name string) bool { return name == storeKeyBlob || name == counterBlob }
+
 // PutBlob keeps an hsm blob, unsealed, under a name that checks as a key does.
 func (tx *Tx) PutBlob(name string, blob hsm.Blob) error {
-	if err := checkNames("blobs", name); err != nil || name == storeKeyBlob {
+	if err := checkNames("blobs", name); err != nil || ownBlob(name) {
 		return fmt.Errorf("put blob %q: %w", name, ErrName)
 	}
 	if err := tx.putRaw(bucketBlobs, name, blob); err != nil {
@@ -232,13 +238,10 @@ func (tx *Tx) putRaw(bucket []byte, name string, value []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	old := b.Get([]byte(name))
-	if old != nil && bytes.Equal(old, value) {
+	if old := b.Get([]byte(name)); old != nil && bytes.Equal(old, value) {
 		return nil
 	}
-	tx.dirty = true
-	tx.grown += len(value) - len(old)
-	return b.Put([]byte(name), value)
+	return tx.store(bucket, name, value)
 }
 
 // Blob gives a copy of a blob, nil if there is none of that name.
@@ -256,7 +259,7 @@ func (tx *Tx) raw(bucket []byte, name string) (value []byte) {
 
 // DeleteBlob removes a blob. That it is not there is no error.
 func (tx *Tx) DeleteBlob(name string) error {
-	if err := checkNames("blobs", name); err != nil || name == storeKeyBlob {
+	if err := checkNames("blobs", name); err != nil || ownBlob(name) {
 		return fmt.Errorf("delete blob %q: %w", name, ErrName)
 	}
 	if err := tx.delete(bucketBlobs, name); err != nil {
@@ -278,10 +281,15 @@ func (tx *Tx) make(bucket []byte) (*bbolt.Bucket, error) {
 
 // commit writes what was done, if anything was.
 func (tx *Tx) commit() (err error) {
-	if !tx.dirty {
+	if !tx.dirty && !tx.key {
 		return nil
 	}
 	defer tx.guard(&err)
+	if tx.key {
+		if err := tx.writeHead(); err != nil {
+			return err
+		}
+	}
 	tx.s.db.MaxSize = maxSize // read by bbolt in Commit, under our writer lock
 	if tx.grown > 0 {
 		tx.s.db.MaxSize -= reserve
@@ -323,8 +331,6 @@ func (tx *Tx) guard(err *error) {
 	p := recover()
 	switch {
 	case p == nil:
-	case tx.s == nil: // while the file is made
-		*err = fmt.Errorf("%w (%v)", ErrDamaged, p)
 	default:
 		tx.s.mu.Lock()
 		defer tx.s.mu.Unlock()

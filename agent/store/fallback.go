@@ -1,0 +1,209 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/kagimori/kagimori/hsm"
+)
+
+// Going on with less than there was: the second copy in the place of the file, or
+// an older file. Both count up the incarnation, so that the server can tell this
+// life of the terminal from the one that ended, and both are key changes, so that
+// no two lives have the same epoch and incarnation.
+
+const (
+	brokenSuffix = ".broken-"
+	// maxBroken is how many broken files are kept.
+	maxBroken = 3
+)
+
+// copyIsAhead says whether the second copy is newer than the file: then the file
+// lost a key change that was durable, or was replaced. The copy is held against
+// the counter later.
+func (s *Store) copyIsAhead() bool {
+	h, err := s.copyHead()
+	return err == nil && (h.Epoch > s.head.Epoch || h.Incarnation > s.head.Incarnation)
+}
+
+// fallBack puts what c, the second copy, holds in the place of the file. why is
+// what is wrong with that one.
+func (o *opener) fallBack(ctx context.Context, c *Store, why error) (*Store, error) {
+	if c.todo.count { // the copy may be one ahead, and becomes two
+		if err := c.increment(ctx); err != nil {
+			return nil, fmt.Errorf("second copy: counter: %w", err)
+		}
+		c.step("caught up")
+	}
+	lost := fmt.Sprintf("what was written since key change %d, such as ledger and outbox rows", c.head.Epoch)
+	if err := o.replace(ctx, c, lost, func(*Tx) error { return nil }); err != nil {
+		return nil, fmt.Errorf("second copy: %w", err)
+	}
+	o.log.ErrorContext(ctx, "the store went on with its second copy", "path", o.cfg.Path, "lost", lost, "err", why)
+	return o.current(ctx, o.cfg.Path)
+}
+
+// accept goes on with the newer of two files, either of which may be nil, on the
+// administrator's word.
+func (o *opener) accept(ctx context.Context, main, other *Store, why error) (*Store, error) {
+	s := main
+	if main == nil || other != nil && (other.head.Incarnation > main.head.Incarnation ||
+		other.head.Incarnation == main.head.Incarnation && other.head.Epoch > main.head.Epoch) {
+		s = other
+	}
+	defer func() { _ = main.Close() }()
+	// Whether the counter is there decides what the next epoch is.
+	fresh, err := s.renewCounter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if s.todo.count {
+		if err := s.increment(ctx); err != nil {
+			return nil, fmt.Errorf("counter: %w", err)
+		}
+	}
+	lost := fmt.Sprintf("what was written after key change %d, which an administrator gave up", s.head.Epoch)
+	err = o.replace(ctx, s, lost, func(tx *Tx) error {
+		switch {
+		case fresh != nil:
+			return tx.useNewCounter(fresh)
+		case s.counter.blob == nil:
+			return nil
+		}
+		if n := s.head.behind(s.counter.value); n > 0 {
+			tx.head.Epoch += uint64(n) // the counter goes on, and so does the epoch
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("accept an older file: %w", err)
+	}
+	o.log.WarnContext(ctx, "an older store file was accepted", "path", o.cfg.Path, "lost", lost, "err", why)
+	return o.current(ctx, o.cfg.Path)
+}
+
+// renewCounter gives the counter to go on with when the one that s knows is gone
+// or was turned back, nil when s can go on with it. A gone one for which there is
+// none is a counter without a blob.
+func (s *Store) renewCounter(ctx context.Context) (*counter, error) {
+	if s.counter.blob != nil {
+		value, err := s.readCounter(ctx)
+		switch {
+		case err == nil && s.head.behind(value) >= -1:
+			return nil, nil
+		case err == nil:
+			return &s.counter, nil
+		case !errors.Is(err, hsm.ErrCounter) && !errors.Is(err, hsm.ErrReplaced) && !errors.Is(err, hsm.ErrBlob):
+			return nil, err
+		}
+	}
+	c, _, err := s.makeCounter(ctx) // why there can be none is found out again when it opens
+	if c == nil && s.counter.blob != nil {
+		c = &counter{}
+	}
+	return c, err
+}
+
+// replace makes a file out of what s holds and puts it in the place of the store,
+// whose file is kept. In the new one the loss is noted already, so there is no
+// moment at which it is in use and does not know. amend may change more.
+func (o *opener) replace(ctx context.Context, s *Store, lost string, amend func(*Tx) error) error {
+	path := o.cfg.Path
+	kept, err := brokenName(path)
+	if err != nil {
+		return err
+	}
+	temp := path + newSuffix
+	if err := s.compact(ctx, temp); err != nil {
+		return err
+	}
+	n := emptyStore(o, temp)
+	n.key, n.keyed, n.head = s.key.Clone(), s.keyed, s.head
+	defer n.Close()
+	if n.db, err = openDB(temp, &n.file, false); err != nil {
+		return err
+	}
+	_, err = n.change(func(tx *Tx) error {
+		tx.key = true
+		tx.head.Incarnation++
+		tx.head.Loss = &loss{At: time.Now().Unix(), Kept: kept, Lost: lost}
+		return amend(tx)
+	}, nil)
+	if err = errors.Join(err, n.Close(), syncPath(temp)); err != nil {
+		return err
+	}
+	n.step("restored")
+	if kept != "" {
+		if err := keep(path, kept); err != nil {
+			return fmt.Errorf("keep the broken file: %w", err)
+		}
+		n.step("kept")
+	}
+	return n.place(temp, path, false)
+}
+
+// brokenName is the name under which the file at path will be kept, "" when there
+// is no such file. A name that stands for this file already is used again.
+func brokenName(path string) (string, error) {
+	this, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	last := 0
+	for n, name := range brokenFiles(path) {
+		if that, err := os.Lstat(name); err == nil && os.SameFile(this, that) {
+			return name, nil
+		}
+		last = max(last, n)
+	}
+	return path + brokenSuffix + strconv.Itoa(last+1), nil
+}
+
+// keep gives a file another name, durably, and removes the oldest of those kept
+// when they are too many. The old name stays, to be replaced.
+func keep(path, name string) error {
+	err := os.Link(path, name)
+	if err != nil && !errors.Is(err, fs.ErrExist) { // a file system without links
+		err = os.Rename(path, name)
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	files := brokenFiles(path)
+	numbers := make([]int, 0, len(files))
+	for n := range files {
+		numbers = append(numbers, n)
+	}
+	slices.Sort(numbers)
+	for ; len(numbers) > maxBroken; numbers = numbers[1:] {
+		if err := discard(files[numbers[0]]); err != nil {
+			return err
+		}
+	}
+	return syncPath(filepath.Dir(path))
+}
+
+// brokenFiles are those that were kept, by number.
+func brokenFiles(path string) map[int]string {
+	files := map[int]string{}
+	entries, _ := os.ReadDir(filepath.Dir(path)) // none is what an unreadable directory has, too
+	for _, e := range entries {
+		if number, ok := strings.CutPrefix(e.Name(), filepath.Base(path)+brokenSuffix); ok {
+			if n, err := strconv.Atoi(number); err == nil && n > 0 {
+				files[n] = filepath.Join(filepath.Dir(path), e.Name())
+			}
+		}
+	}
+	return files
+}
