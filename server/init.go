@@ -67,11 +67,18 @@ func Init(ctx context.Context, cfg InitConfig, log *slog.Logger) error {
 	}
 	defer lock.Close() // last: until then nobody takes tmp for what a killed one left
 	d := store.Deployment{Name: name, Servers: cfg.Servers, HTTP: cfg.HTTP}
-	if err := build(ctx, tmp, d, cfg, log); err != nil {
+	work := filepath.Join(tmp, "state") // key storage locks its directory as well
+	if err := os.Mkdir(work, 0o700); err != nil {
+		return control.Problemf(control.Storage, "make it writable, or choose another --dir", "cannot write in %s: %w", tmp, err)
+	}
+	if err := build(ctx, work, d, cfg, log); err != nil {
 		return errors.Join(err, os.RemoveAll(tmp))
 	}
-	if err := place(tmp, dir, owner); err != nil {
+	if err := place(work, dir, owner); err != nil {
 		return control.Problemf(control.Storage, "choose another --dir, one that is no mount point", "put the new state in place: %w", errors.Join(err, os.RemoveAll(tmp)))
+	}
+	if err := os.RemoveAll(tmp); err != nil { // empty: a next init would remove it
+		log.Warn("cannot remove an empty directory", "path", tmp, "err", err)
 	}
 	return nil
 }

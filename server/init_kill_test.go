@@ -76,7 +76,7 @@ func TestKilledInitLeavesNothing(t *testing.T) {
 		}
 		cmd.Process.Kill()
 		cmd.Wait()
-		if _, err := os.Stat(filepath.Join(tmp, "device.secret")); err != nil {
+		if _, err := os.Stat(filepath.Join(tmp, "state", "device.secret")); err != nil {
 			t.Errorf("the child was not half-way: %v", err)
 		}
 	}
