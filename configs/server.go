@@ -5,13 +5,21 @@ import "time"
 // Server is server.toml, of `kagimori-server run`.
 type Server struct {
 	// StateDir holds the database and, with hsm kind "file", the device secret.
-	StateDir string    `toml:"state_dir"`
-	HSM      ServerHSM `toml:"hsm"`
-	Control  Control   `toml:"control"`
-	MQTT     MQTT      `toml:"mqtt"`
-	HTTP     HTTP      `toml:"http"`
-	CA       CA        `toml:"ca"`
-	Log      Log       `toml:"log"`
+	StateDir    string      `toml:"state_dir"`
+	HSM         ServerHSM   `toml:"hsm"`
+	Control     Control     `toml:"control"`
+	MQTT        MQTT        `toml:"mqtt"`
+	HTTP        HTTP        `toml:"http"`
+	CA          CA          `toml:"ca"`
+	Attestation Attestation `toml:"attestation"`
+	Log         Log         `toml:"log"`
+}
+
+// Attestation is the proof of a TPM at enrollment.
+type Attestation struct {
+	// EKRoots is a PEM file of CA certificates of makers of TPMs; empty: none is
+	// believed, and no terminal can be asked for proof.
+	EKRoots string `toml:"ek_roots"`
 }
 
 // MQTT is the broker.

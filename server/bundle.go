@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/server/ca"
@@ -18,14 +19,17 @@ const DefaultGroup transport.Name = "default"
 // that is shown once, and the passphrase, sealed to the caller's key under
 // PassphraseLabel.
 type BundleReply struct {
-	ID         transport.ID         `json:"id"`
-	Kind       transport.BundleKind `json:"kind"`
-	Group      transport.Name       `json:"group"`
-	Epoch      uint32               `json:"epoch"`
-	Terminal   transport.Name       `json:"terminal,omitempty"`
-	Service    transport.Name       `json:"service,omitempty"`
-	Bundle     []byte               `json:"bundle"`
-	Passphrase string               `json:"passphrase"`
+	ID       transport.ID         `json:"id"`
+	Kind     transport.BundleKind `json:"kind"`
+	Group    transport.Name       `json:"group"`
+	Epoch    uint32               `json:"epoch"`
+	Terminal transport.Name       `json:"terminal,omitempty"`
+	Service  transport.Name       `json:"service,omitempty"`
+	// Attest says that the terminal must prove a TPM, and that the bundle has no
+	// security code.
+	Attest     bool   `json:"attest,omitempty"`
+	Bundle     []byte `json:"bundle"`
+	Passphrase string `json:"passphrase"`
 	// Notes are what the caller should know besides.
 	Notes []string `json:"notes,omitempty"`
 }
@@ -52,6 +56,12 @@ func (s *Server) bundle(ctx context.Context, group string, x *store.Terminal, ke
 		if x.Kind == store.KindGate {
 			b.Kind, b.Service = transport.BundleGate, x.Service
 		}
+		b.Attest = x.Attest == store.AttestRequired
+	}
+	if b.Attest && s.cfg.EKRoots == nil {
+		return nil, BundleReply{}, control.Problemf(control.Conflict,
+			"set ek_roots in the [attestation] section of the server's configuration to a PEM file with the CA certificates of the TPMs' maker, and restart the server",
+			"a terminal cannot prove its TPM to this server, which knows no maker of TPMs")
 	}
 	var code *hsm.Secret
 	err := s.store.View(ctx, func(tx *store.Tx) error {
@@ -70,8 +80,13 @@ func (s *Server) bundle(ctx context.Context, group string, x *store.Terminal, ke
 		return nil, BundleReply{}, problem(err)
 	}
 	defer code.Wipe()
-	b.SecurityCode = transport.Sensitive(code.Bytes())
-	defer func() { b.SecurityCode = nil }()
+	var notes []string
+	if b.Attest {
+		notes = append(notes, fmt.Sprintf("the bundle has no security code: %s gets it when it enrolls, into its TPM and nowhere else", x.Name))
+	} else {
+		b.SecurityCode = transport.Sensitive(code.Bytes())
+		defer func() { b.SecurityCode = nil }()
+	}
 	file, passphrase, err := transport.SealBundle(b)
 	if err != nil {
 		return nil, BundleReply{}, err
@@ -82,7 +97,7 @@ func (s *Server) bundle(ctx context.Context, group string, x *store.Terminal, ke
 		return nil, BundleReply{}, err
 	}
 	return b, BundleReply{ID: b.ID, Kind: b.Kind, Group: b.Group, Epoch: b.Epoch, Terminal: b.Terminal, Service: b.Service,
-		Bundle: file, Passphrase: sealed}, nil
+		Attest: b.Attest, Bundle: file, Passphrase: sealed, Notes: notes}, nil
 }
 
 // putBundle records that a bundle was made. A group whose code has changed

@@ -27,12 +27,14 @@ type enrollment struct {
 	challenge []byte      // body (2) as it went
 	key       *hsm.Secret // the terminal's common key, or the decoy
 	over      bool        // refused, or granted
+	attest    attestation // of a terminal that must prove its TPM
 }
 
-// end forgets the common key.
+// end forgets the secrets.
 func (n *enrollment) end() {
 	n.over = true
 	n.key.Wipe()
+	n.attest.secret.Wipe()
 }
 
 // levels are those that a terminal may claim of itself. What a chip proves is
@@ -53,20 +55,44 @@ func (s *Server) enrollStep(ctx context.Context, n *enrollment, e *transport.Env
 		}
 		return s.enrollHello(ctx, n, hello, e.Body)
 	}
-	defer n.end()
+	out, more, err := s.enrollOn(ctx, n, e)
+	if !more {
+		n.end()
+	}
+	return out, err
+}
+
+// enrollOn takes every message but the first; more says that the conversation
+// goes on.
+func (s *Server) enrollOn(ctx context.Context, n *enrollment, e *transport.Envelope) (out outcome, more bool, err error) {
+	switch {
+	case n.attest.request != nil:
+		return s.attestStep(ctx, n, e)
+	default:
+		return s.enrollRequest(ctx, n, e)
+	}
+}
+
+// enrollRequest takes the proof of the common key. From here on refusals may
+// say why.
+func (s *Server) enrollRequest(ctx context.Context, n *enrollment, e *transport.Envelope) (out outcome, more bool, err error) {
 	request, err := transport.Open[transport.EnrollRequest](e)
 	if err != nil {
-		return refusal(transport.FaultRefused, ""), nil
+		return refusal(transport.FaultRefused, ""), false, nil
 	}
 	mac, err := transport.EnrollTerminalMAC(n.key.Bytes(), n.exporter, n.helloRaw, n.challenge, *request)
 	if err != nil {
-		return outcome{}, err
+		return outcome{}, false, err
 	}
 	if !hmac.Equal(mac[:], request.MAC[:]) {
 		s.log.Warn("enrollment refused: the common key is not proven", "terminal", loggable(n.hello.Terminal))
-		return refusal(transport.FaultRefused, ""), nil
+		return refusal(transport.FaultRefused, ""), false, nil
 	}
-	return s.enrollProven(ctx, n, request)
+	if out, asked, err := s.attestAsk(ctx, n, request, e.Body); asked || err != nil || out.reply != nil {
+		return out, asked, err
+	}
+	out, err = s.enrollProven(ctx, n, request)
+	return out, false, err
 }
 
 // loggable keeps what a stranger calls himself out of the log, unless it is a name.
@@ -132,6 +158,10 @@ func (s *Server) enrollProven(ctx context.Context, n *enrollment, m *transport.E
 	case !slices.Contains(levels, hsm.Level(m.Level)):
 		return refusal(transport.FaultMalformed, "level"), nil
 	}
+	level := m.Level
+	if n.attest.proven != nil {
+		level = string(hsm.LevelAttested)
+	}
 	fresh, err := s.ca.Identity(request, name, now)
 	if errors.Is(err, ca.ErrRequest) {
 		return refusal(transport.FaultRequest, err.Error()), nil
@@ -139,13 +169,16 @@ func (s *Server) enrollProven(ctx context.Context, n *enrollment, m *transport.E
 	if err != nil {
 		return outcome{}, later(err)
 	}
-	var leaf []byte
-	var until time.Time
-	err = s.store.Update(ctx, s.by("terminal "+string(name)), func(tx *store.Tx) error {
-		c, err := s.enrollPin(tx, n, request, m.Level, fresh)
-		leaf, until = c.DER, c.NotAfter
+	var granted store.Certificate
+	var code *attestCode
+	err = s.store.Update(ctx, s.by("terminal "+string(name)), func(tx *store.Tx) (err error) {
+		if granted, err = s.enrollPin(tx, n, request, level, fresh); err != nil {
+			return err
+		}
+		code, err = n.attest.pin(tx, name, n.hello.Device)
 		return err
 	})
+	defer code.wipe()
 	var refused enrollRefusal
 	if errors.As(err, &refused) {
 		s.log.Warn("enrollment refused", "terminal", name, "device", n.hello.Device.Short(), "err", err)
@@ -154,9 +187,13 @@ func (s *Server) enrollProven(ctx context.Context, n *enrollment, m *transport.E
 	if err != nil {
 		return outcome{}, err
 	}
-	s.log.Info("terminal enrolled", "terminal", name, "device", n.hello.Device.Short(), "level", m.Level)
+	wrapped, err := code.wrap()
+	if err != nil {
+		return outcome{}, err
+	}
+	s.log.Info("terminal enrolled", "terminal", name, "device", n.hello.Device.Short(), "level", level)
 	return outcome{reply: &transport.EnrollCertificate{
-		Chain: s.ca.Chain(ca.Identity, leaf), Time: now.Unix(), Remaining: int64(until.Sub(now) / time.Second),
+		Chain: s.ca.Chain(ca.Identity, granted.DER), Time: now.Unix(), Remaining: int64(granted.NotAfter.Sub(now) / time.Second), Code: wrapped,
 	}}, nil
 }
 

@@ -134,6 +134,9 @@ func (l *link) Receive(ctx context.Context, p broker.Peer, payload []byte) error
 			return err
 		}
 	}
+	if out.attesting {
+		s.broker.Extend(p, transport.MaxAttestEnvelope, attestTime)
+	}
 	if out.reply != nil {
 		s.send(p.Segment, e, out.reply)
 	}

@@ -4,7 +4,8 @@
 // returns an outcome: the reply, and whom to wake or disconnect. By then its
 // effect is in the store. Each noun has a file:
 //
-//   - enroll.go: how a terminal proves itself and gets its identity
+//   - enroll.go, enroll_attest.go: how a terminal proves itself, and its TPM,
+//     and gets its identity
 //   - session.go, command.go: how it asks for orders and reports on them
 //   - credential.go: how it gets a credential, and claims one that was copied
 //   - service.go: what gates and terminals are told about revoked certificates
@@ -35,6 +36,7 @@ import (
 	"time"
 
 	"github.com/kagimori/kagimori/hsm"
+	"github.com/kagimori/kagimori/hsm/attest"
 	"github.com/kagimori/kagimori/server/broker"
 	"github.com/kagimori/kagimori/server/ca"
 	"github.com/kagimori/kagimori/server/store"
@@ -55,6 +57,9 @@ type Config struct {
 	Version   string
 	Lifetimes Lifetimes
 	Access    control.Access // who may do what over the control socket
+	// EKRoots are the makers of TPMs that are believed; nil: none, and no
+	// terminal can be asked to prove a TPM.
+	EKRoots *attest.Roots
 	// Now and Random are the clock and the source of nonces, serials and ids;
 	// nil: the system's.
 	Now    func() time.Time

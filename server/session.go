@@ -66,6 +66,9 @@ type outcome struct {
 	kick    map[transport.Name]string // terminals to disconnect, and why
 	revoked []string                  // issuers whose lists have changed
 	settled []transport.ID            // commands that came to their end
+	// attesting: who is at the other end of an enrollment has proven its common
+	// key and may now send what proves a TPM.
+	attesting bool
 }
 
 // refusal answers with a fault.
@@ -88,6 +91,9 @@ func (s *Server) answer(ctx context.Context, ses *session, payload []byte) (*tra
 	limit := transport.MaxEnvelope
 	if ses.enroll != nil {
 		limit = transport.MaxEnrollEnvelope
+		if ses.enroll.attest.request != nil {
+			limit = transport.MaxAttestEnvelope
+		}
 	}
 	e, err := transport.Unpack(payload, limit)
 	if err != nil {

@@ -16,8 +16,11 @@ import (
 
 // TerminalAddParams: ReplyKey is a control.Reader's.
 type TerminalAddParams struct {
-	Name     string `json:"name"`
-	Group    string `json:"group,omitempty"` // default: DefaultGroup
+	Name  string `json:"name"`
+	Group string `json:"group,omitempty"` // default: DefaultGroup
+	// Attest has it prove a TPM at enrollment, and leaves the security code out
+	// of the bundle.
+	Attest   bool   `json:"attest,omitempty"`
 	ReplyKey string `json:"reply_key"`
 }
 
@@ -36,7 +39,9 @@ type TerminalInfo struct {
 	State     store.TerminalState `json:"state"`
 	Connected bool                `json:"connected"`
 	Device    string              `json:"device,omitempty"`
-	Level     string              `json:"level,omitempty"` // of its key storage
+	Level     string              `json:"level,omitempty"`  // of its key storage; what it says itself, unless proven
+	Proven    bool                `json:"proven,omitempty"` // the level was proven at enrollment
+	Attest    bool                `json:"attest,omitempty"` // it must prove a TPM at enrollment
 	Created   time.Time           `json:"created,omitzero"`
 	Enrolled  time.Time           `json:"enrolled,omitzero"`
 	Seen      time.Time           `json:"seen,omitzero"` // last connected
@@ -69,11 +74,33 @@ type CommandInfo struct {
 
 func (s *Server) terminalInfo(x store.Terminal) TerminalInfo {
 	i := TerminalInfo{Name: x.Name, Kind: x.Kind, Group: x.Group, Service: x.Service, State: x.State, Connected: s.connected(x.Name),
-		Level: x.Level, Created: x.Created, Enrolled: x.Enrolled, Seen: x.Seen}
+		Level: x.Level, Proven: hsm.Level(x.Level) == hsm.LevelAttested, Attest: x.Attest == store.AttestRequired, Created: x.Created, Enrolled: x.Enrolled, Seen: x.Seen}
 	if x.Device != (transport.DeviceID{}) {
 		i.Device = x.Device.String()
 	}
 	return i
+}
+
+// Storage says in words how well a terminal's keys are kept, as far as the
+// server knows. Only a TPM can be proven; a terminal that says "file" is
+// believed, since nobody gains by it.
+func (i TerminalInfo) Storage() (short, long string) {
+	switch hsm.Level(i.Level) {
+	case "":
+		if i.Attest {
+			return "-", "not known yet; it must prove a TPM to enroll"
+		}
+		return "-", "not known yet"
+	case hsm.LevelAttested:
+		return "tpm, proven", "a TPM, proven at enrollment: its maker vouches for the chip, and the identity key is in it"
+	case hsm.LevelTPM:
+		return "tpm, not proven", "a TPM, not proven: it is the terminal itself that says so"
+	case hsm.LevelTPMSocket:
+		return "emulator, not proven", "a TPM emulator, as the terminal says itself: for tests, never the field"
+	case hsm.LevelFile:
+		return i.Level, "a file beside the state: a copied backup is safe, a stolen box is not"
+	}
+	return i.Level, i.Level + ", not proven: it is the terminal itself that says so"
 }
 
 func commandInfo(c store.Command) CommandInfo {
@@ -91,7 +118,11 @@ func (s *Server) terminalAdd(ctx context.Context, call *control.Call) error {
 	}
 	key := hsm.RandomSecret(transport.CommonKeySize)
 	defer key.Wipe()
-	x := store.Terminal{Name: name, Kind: store.KindTerminal}
+	x := store.Terminal{Name: name, Kind: store.KindTerminal, Attest: store.AttestNone}
+	detail := ""
+	if in.Attest {
+		x.Attest, detail = store.AttestRequired, ", must prove a TPM"
+	}
 	b, reply, err := s.bundle(ctx, in.Group, &x, key, in.ReplyKey)
 	if err != nil {
 		return err
@@ -101,7 +132,7 @@ func (s *Server) terminalAdd(ctx context.Context, call *control.Call) error {
 		if err := tx.AddTerminal(x, key); err != nil {
 			return outcome{}, taken(err, name)
 		}
-		return outcome{}, errors.Join(putBundle(tx, b), tx.Audit("terminal.add", string(name), "group "+string(x.Group)))
+		return outcome{}, errors.Join(putBundle(tx, b), tx.Audit("terminal.add", string(name), "group "+string(x.Group)+detail))
 	})
 	if err != nil {
 		return err
@@ -220,9 +251,10 @@ func (s *Server) terminalReenroll(ctx context.Context, call *control.Call) error
 	if err != nil {
 		return err
 	}
+	made := reply.Notes
 	err = s.change(ctx, call, func(tx *store.Tx) (outcome, error) {
 		out, notes, err := s.expectAgain(tx, x.Name, key)
-		reply.Notes = notes
+		reply.Notes = append(slices.Clone(made), notes...)
 		return out, errors.Join(err, putBundle(tx, b), tx.Audit("terminal.reenroll", string(x.Name), ""))
 	})
 	if err != nil {

@@ -95,9 +95,7 @@ func (l *link) authenticate() (err error) {
 func (l *link) settle(cl *mochi.Client) {
 	l.timer.Stop()
 	if l.peer.Enroll {
-		l.timer = time.AfterFunc(l.b.cfg.EnrollTime, func() {
-			l.end(fmt.Errorf("enrollment took longer than %v: %w", l.b.cfg.EnrollTime, ErrTime))
-		})
+		l.enrolling(l.b.cfg.EnrollTime)
 	}
 	cl.Properties.Clean = true
 	most := uint16(min(l.b.cfg.MaxKeepAlive, maxKeepAlive) / time.Second)
@@ -106,6 +104,12 @@ func (l *link) settle(cl *mochi.Client) {
 		keep = max(1, most)
 	}
 	cl.State.Keepalive = keep + keep&1 // the library halves it in whole seconds
+}
+
+// enrolling ends the connection in d.
+func (l *link) enrolling(d time.Duration) {
+	l.timer.Stop()
+	l.timer = time.AfterFunc(d, func() { l.end(fmt.Errorf("enrollment took longer than %v: %w", d, ErrTime)) })
 }
 
 // maxKeepAlive is where the library's keepalive arithmetic in 16 bits still

@@ -259,6 +259,16 @@ func (b *Broker) Send(segment string, payload []byte) error {
 	return nil
 }
 
+// Extend gives an enrolling client that has proven something of itself more
+// room and time: payloads of at most limit bytes, and d from now instead of
+// what is left of EnrollTime. Call it from Receive for that very client.
+func (b *Broker) Extend(p Peer, limit int, d time.Duration) {
+	if l := b.links.get(p.Segment); l != nil && l.peer.Session == p.Session && p.Enroll {
+		l.limit = max(l.limit, limit)
+		l.enrolling(d)
+	}
+}
+
 // Kick closes the connection of a segment at once, also one that is only being
 // authenticated, and reports whether there was one. Its Disconnected gets
 // ErrKicked with the reason.

@@ -205,3 +205,44 @@ func TestForeignSerialsFindNothing(t *testing.T) {
 		return nil
 	})
 }
+
+// One chip is one terminal, whichever of its keys it shows. req: L3
+func TestAChipIsFoundAgain(t *testing.T) {
+	s := testStore(t)
+	d1 := transport.DeviceID{1}
+	one, two, other := Endorsement{[32]byte{1}, []byte("root")}, Endorsement{[32]byte{2}, []byte("root")}, Endorsement{[32]byte{3}, []byte("another")}
+	update(t, s, func(tx *Tx) error {
+		return errors.Join(tx.AddTerminal(Terminal{Name: "a", Kind: KindTerminal, Group: "default", Attest: AttestRequired}, hsm.RandomSecret(32)),
+			tx.Enroll("a", d1, []byte("key"), "tpm+attested"), tx.Endorse(d1, &one))
+	})
+	view(t, s, func(tx *Tx) error {
+		for _, e := range []Endorsement{one, two} {
+			if x, err := tx.EndorsedAs(e, "b"); err != nil || x.Name != "a" || x.Attest != AttestRequired {
+				t.Errorf("%+v, %v", x, err)
+			}
+		}
+		if _, err := tx.EndorsedAs(one, "a"); !errors.Is(err, ErrNotFound) {
+			t.Errorf("in its own way: %v", err)
+		}
+		if _, err := tx.EndorsedAs(other, "b"); !errors.Is(err, ErrNotFound) {
+			t.Errorf("another chip: %v", err)
+		}
+		e, err := tx.EndorsementOf(d1)
+		if err != nil || e.Key != one.Key || string(e.Root) != "root" {
+			t.Errorf("%+v, %v", e, err)
+		}
+		return nil
+	})
+	update(t, s, func(tx *Tx) error {
+		return errors.Join(tx.ExpectAgain("a", hsm.RandomSecret(32)), tx.Endorse(d1, nil))
+	})
+	view(t, s, func(tx *Tx) error {
+		if _, err := tx.EndorsedAs(one, "b"); !errors.Is(err, ErrNotFound) {
+			t.Errorf("after reenroll: %v", err)
+		}
+		if _, err := tx.EndorsementOf(d1); !errors.Is(err, ErrNotFound) {
+			t.Errorf("after it was taken back: %v", err)
+		}
+		return nil
+	})
+}

@@ -36,18 +36,19 @@ type Terminal struct {
 	Service  transport.Name // of a gate
 	State    TerminalState
 	Device   transport.DeviceID // zero until enrolled
-	Level    string             // of its key storage, as it said
+	Level    string             // of its key storage: as it said, or hsm.LevelAttested
+	Attest   AttestPolicy       // what it must prove of that; empty is AttestNone
 	Created  time.Time
 	Enrolled time.Time
 	Seen     time.Time // last connected
 }
 
-const terminalColumns = `name, kind, group_name, service, state, device, level, created, enrolled, seen`
+const terminalColumns = `name, kind, group_name, service, state, device, level, attest, created, enrolled, seen`
 
 func scanTerminal(r scanner) (x Terminal, err error) {
 	var device []byte
 	var created, enrolled, seen int64
-	if err = r.Scan(&x.Name, &x.Kind, &x.Group, &x.Service, &x.State, &device, &x.Level, &created, &enrolled, &seen); err != nil {
+	if err = r.Scan(&x.Name, &x.Kind, &x.Group, &x.Service, &x.State, &device, &x.Level, &x.Attest, &created, &enrolled, &seen); err != nil {
 		return x, err
 	}
 	x.Created, x.Enrolled, x.Seen = fromMillis(created), fromMillis(enrolled), fromMillis(seen)
@@ -57,9 +58,12 @@ func scanTerminal(r scanner) (x Terminal, err error) {
 
 // AddTerminal adds an expected terminal with its common key.
 func (t *Tx) AddTerminal(x Terminal, commonKey *hsm.Secret) error {
-	_, err := t.exec(`INSERT INTO terminals (name, kind, group_name, service, state, level, common_key, created, enrolled, seen, actor, time)
-		VALUES (?, ?, ?, ?, ?, '', ?, ?, 0, 0, ?, ?)`,
-		x.Name, x.Kind, x.Group, x.Service, TerminalExpected, t.sealCommonKey(x.Name, commonKey), t.now(), t.by.Actor, t.now())
+	if x.Attest == "" {
+		x.Attest = AttestNone
+	}
+	_, err := t.exec(`INSERT INTO terminals (name, kind, group_name, service, state, level, attest, common_key, created, enrolled, seen, actor, time)
+		VALUES (?, ?, ?, ?, ?, '', ?, ?, ?, 0, 0, ?, ?)`,
+		x.Name, x.Kind, x.Group, x.Service, TerminalExpected, x.Attest, t.sealCommonKey(x.Name, commonKey), t.now(), t.by.Actor, t.now())
 	return err
 }
 

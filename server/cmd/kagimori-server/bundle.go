@@ -40,6 +40,7 @@ type made struct {
 	Terminal   transport.Name       `json:"terminal,omitempty"`
 	Service    transport.Name       `json:"service,omitempty"`
 	Group      transport.Name       `json:"group"`
+	Attest     bool                 `json:"attest,omitempty"`
 	Bundle     string               `json:"bundle"`
 	Passphrase shown                `json:"passphrase"`
 	Notes      []string             `json:"notes,omitempty"`
@@ -79,7 +80,7 @@ func makeBundle(cmd *cobra.Command, method, path string, params func(replyKey st
 		return control.Problemf(control.Storage, "free space, then make it anew with: kagimori-server terminal reenroll (for a spare: spare add)",
 			"the bundle was made and cannot be kept: %w", err)
 	}
-	m := made{Kind: reply.Kind, Terminal: reply.Terminal, Service: reply.Service, Group: reply.Group, Bundle: path, Passphrase: shown(passphrase), Notes: reply.Notes}
+	m := made{Kind: reply.Kind, Terminal: reply.Terminal, Service: reply.Service, Group: reply.Group, Attest: reply.Attest, Bundle: path, Passphrase: shown(passphrase), Notes: reply.Notes}
 	return verb.Print(cmd, m, func(w io.Writer) {
 		fields := []any{"bundle", path}
 		if m.Terminal != "" {

@@ -4,14 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kagimori/kagimori/configs"
+	"github.com/kagimori/kagimori/hsm/attest"
 	"github.com/kagimori/kagimori/server"
 	"github.com/kagimori/kagimori/server/broker"
 	"github.com/kagimori/kagimori/server/store"
@@ -50,6 +53,10 @@ func run(ctx context.Context, cfg configs.Server, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	makers, err := readRoots(cfg.Attestation.EKRoots)
+	if err != nil {
+		return err
+	}
 	if err := store.Present(cfg.StateDir); err != nil {
 		return err
 	}
@@ -70,7 +77,7 @@ func run(ctx context.Context, cfg configs.Server, log *slog.Logger) error {
 	notifier := systemd.NewNotifier(log)
 	watchdog := systemd.NewWatchdog(notifier, interval, log)
 	s, err := server.New(ctx, server.Config{
-		Version: verb.Version, Access: access, Watchdog: watchdog,
+		Version: verb.Version, Access: access, Watchdog: watchdog, EKRoots: makers,
 		Lifetimes: server.Lifetimes{
 			Identity: cfg.CA.IdentityLifetime.D(), Service: cfg.CA.ServiceLifetime.D(), Server: cfg.CA.ServerLifetime.D(),
 			CRL: cfg.CA.CRLLifetime.D(), Backdate: cfg.CA.Backdate.D(),
@@ -92,6 +99,28 @@ func run(ctx context.Context, cfg configs.Server, log *slog.Logger) error {
 	notifier.Ready(fmt.Sprintf("deployment %s", s.Deployment().Name))
 	defer context.AfterFunc(ctx, notifier.Stopping)()
 	return s.Run(ctx, doors)
+}
+
+// readRoots reads the makers of TPMs, nil when none are configured.
+func readRoots(path string) (*attest.Roots, error) {
+	if path == "" {
+		return nil, nil
+	}
+	const next = "correct ek_roots in the [attestation] section: a PEM file with CA certificates of makers of TPMs, or empty"
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, control.Problemf(control.Config, next, "ek_roots: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, attest.MaxRoots+1))
+	if err != nil {
+		return nil, control.Problemf(control.Config, next, "ek_roots: %w", err)
+	}
+	makers, err := attest.ParseRoots(text)
+	if err != nil {
+		return nil, control.Problemf(control.Config, next, "ek_roots: %s: %w", path, err)
+	}
+	return makers, nil
 }
 
 // listen opens the three doors, or takes them from systemd.

@@ -20,19 +20,27 @@ func terminalVerbs() *cobra.Command {
 
 func terminalAdd() *cobra.Command {
 	var group, out string
+	var attest bool
 	cmd := &cobra.Command{
 		Use:   "add NAME",
 		Short: "Expect a new terminal and make its bundle",
 		Long: `Adds a terminal and writes its bundle, a file that tells a device who it is and
 whom to trust. The bundle is sealed under a passphrase that is shown once. Who
-has both can become this terminal: send them by different ways.`,
-		Example: "  kagimori-server terminal add nav-001\n  kagimori-server terminal add nav-001 --group default --out /media/usb/nav-001.bundle",
+has both can become this terminal: send them by different ways.
+
+With --attest it can enroll only if it proves that its keys are in a TPM whose
+maker is among ek_roots in the server's configuration. Its bundle then has no
+security code: it gets that at enrollment, wrapped so that it opens in this one
+chip and never comes out. A spare bundle cannot do so: a box on the shelf must
+copy keys with no server in reach, so its code must be in the bundle.`,
+		Example: "  kagimori-server terminal add nav-001\n  kagimori-server terminal add nav-001 --attest\n  kagimori-server terminal add nav-001 --group default --out /media/usb/nav-001.bundle",
 	}
 	cmd.Flags().StringVar(&group, "group", "", "group whose security code it gets (default "+string(server.DefaultGroup)+")")
+	cmd.Flags().BoolVar(&attest, "attest", false, "it must prove a TPM to enroll, and gets the security code then")
 	outFlag(cmd, &out, "NAME.bundle")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return makeBundle(cmd, "TerminalAdd", orDefault(out, args[0]+".bundle"), func(key string) any {
-			return server.TerminalAddParams{Name: args[0], Group: group, ReplyKey: key}
+			return server.TerminalAddParams{Name: args[0], Group: group, Attest: attest, ReplyKey: key}
 		})
 	}
 	return cmd
@@ -86,13 +94,14 @@ func terminalList() *cobra.Command {
 			return err
 		}
 		return verb.Print(cmd, map[string]any{"terminals": list}, func(w io.Writer) {
-			t := verb.NewTable(w, "NAME", "KIND", "GROUP", "STATE", "DEVICE", "LEVEL", "LAST SEEN")
+			t := verb.NewTable(w, "NAME", "KIND", "GROUP", "STATE", "DEVICE", "KEY STORAGE", "LAST SEEN")
 			for _, x := range list {
 				seen := any(verb.Time(x.Seen))
 				if x.Connected {
 					seen = verb.Good("connected")
 				}
-				t.Row(x.Name, x.Kind, x.Group, terminalState(x.State), short(x.Device), dash(x.Level), seen)
+				storage, _ := x.Storage()
+				t.Row(x.Name, x.Kind, x.Group, terminalState(x.State), short(x.Device), storage, seen)
 			}
 			t.Flush(q.empty("no terminals; add one with: kagimori-server terminal add NAME"))
 		})
@@ -133,8 +142,9 @@ func terminalShow() *cobra.Command {
 
 func showTerminal(w io.Writer, d server.TerminalDetail) {
 	x := d.Terminal
+	_, storage := x.Storage()
 	verb.Fields(w, "name", x.Name, "kind", x.Kind, "group", x.Group, "service", dash(string(x.Service)), "state", terminalState(x.State),
-		"connected", x.Connected, "device", dash(x.Device), "key storage", dash(x.Level), "created", verb.Time(x.Created),
+		"connected", x.Connected, "device", dash(x.Device), "key storage", storage, "created", verb.Time(x.Created),
 		"enrolled", verb.Time(x.Enrolled), "last connected", verb.Time(x.Seen), "identity", dash(d.Serial), "identity expires", verb.Time(d.Expires))
 	fmt.Fprintln(w, "\nHolds")
 	credentialTable(w, d.Holds, "nothing")

@@ -5,8 +5,13 @@
 -- leaves the security code out.
 ALTER TABLE terminals ADD COLUMN attest TEXT NOT NULL DEFAULT 'none';
 
--- SHA-256 of the endorsement key that a device proved; NULL: it proved none.
+-- SHA-256 of the endorsement key that a device proved; NULL: it proved none. root
+-- is the public storage root key of that chip (TPMT_PUBLIC): keys for it are
+-- wrapped to that.
 ALTER TABLE devices ADD COLUMN endorsement BLOB;
+ALTER TABLE devices ADD COLUMN root BLOB;
+CREATE INDEX devices_endorsement ON devices (endorsement);
+CREATE INDEX devices_root ON devices (root);
 
 -- 'active': given to terminals and accepted; 'retired': terminals were told to
 -- forget it.
