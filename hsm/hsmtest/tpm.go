@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -25,11 +26,12 @@ const patience = 10 * time.Second
 type TPM struct {
 	Socket string // speaks the TPM protocol; Socket+".ctrl" is swtpm's own
 
-	t    testing.TB
-	dir  string
+	t   testing.TB
+	dir string
+
+	mu   sync.Mutex // guards what follows: a bus may cut the power
 	proc *os.Process
 	done chan struct{} // closed when proc has ended
-	log  bytes.Buffer
 }
 
 // StartTPM starts an emulator that ends with the test, and names its socket.
@@ -73,8 +75,8 @@ func (p *TPM) Start() {
 		"--server", "type=unixio,path="+p.Socket,
 		"--ctrl", "type=unixio,path="+p.Socket+".ctrl",
 		"--flags", "not-need-init,startup-clear")
-	p.log.Reset()
-	cmd.Stdout, cmd.Stderr = &p.log, &p.log
+	log := new(bytes.Buffer)
+	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started, done := make(chan error), make(chan struct{})
 	go func() {
@@ -92,12 +94,14 @@ func (p *TPM) Start() {
 	if err := <-started; err != nil {
 		p.t.Fatalf("start swtpm: %v", err)
 	}
+	p.mu.Lock()
 	p.proc, p.done = cmd.Process, done
-	p.await()
+	p.mu.Unlock()
+	p.await(done, log)
 }
 
 // await returns when swtpm listens.
-func (p *TPM) await() {
+func (p *TPM) await(ended <-chan struct{}, log *bytes.Buffer) {
 	p.t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -110,8 +114,8 @@ func (p *TPM) await() {
 		}
 		select {
 		case <-tick.C:
-		case <-p.done:
-			p.t.Fatalf("swtpm ended: %s", p.log.String())
+		case <-ended:
+			p.t.Fatalf("swtpm ended: %s", log.String())
 		case <-late:
 			p.t.Fatalf("swtpm does not listen: %v", err)
 		}
@@ -120,6 +124,8 @@ func (p *TPM) await() {
 
 // Kill cuts the power: kill -9, with no TPM2_Shutdown before.
 func (p *TPM) Kill() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.proc != nil {
 		p.proc.Kill()
 		<-p.done

@@ -22,6 +22,8 @@ import (
 const (
 	firstPause = time.Millisecond
 	lastPause  = 250 * time.Millisecond
+	// clearPatience is how long clearing up repeats a command.
+	clearPatience = 2 * time.Second
 )
 
 // A chip is one TPM. It implements go-tpm's transport.
@@ -37,6 +39,7 @@ type chip struct {
 
 	pin     *[hsm.OwnerSize]byte // the root that proved itself in this process; outlives connections
 	noStore bool                 // what stands at the root handle has a password: do not use it
+	gone    error                // why the last wire is no more
 	full    bool                 // clear up at the next connection, if that is ours to do
 }
 
@@ -137,9 +140,13 @@ func (c *chip) reach() error {
 // Send carries one command to the TPM; go-tpm calls it.
 func (c *chip) Send(command []byte) ([]byte, error) {
 	if c.wire == nil {
-		return nil, errNotConnected
+		return nil, c.gone // lost while clearing up, in the middle of a job
 	}
 	deadline := time.Now().Add(c.limit)
+	patience := deadline
+	if c.ctx == nil {
+		patience = time.Now().Add(min(c.limit, clearPatience))
+	}
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		if err := c.pause(0); err != nil {
 			return nil, err
@@ -150,10 +157,11 @@ func (c *chip) Send(command []byte) ([]byte, error) {
 		}
 		if err != nil {
 			c.drop()
-			return nil, &wireError{err}
+			c.gone = &wireError{err}
+			return nil, c.gone
 		}
 		rc := tpm2.TPMRC(binary.BigEndian.Uint32(response[6:]))
-		if !later(rc) || time.Now().Add(pause).After(deadline) {
+		if !later(rc) || time.Now().Add(pause).After(patience) {
 			return response, nil
 		}
 		if err := c.pause(pause); err != nil {
@@ -163,16 +171,14 @@ func (c *chip) Send(command []byte) ([]byte, error) {
 }
 
 // pause waits before the next command; it fails when none may be sent any more
-// for this job. Clearing up is never stopped, but not worth a wait either.
+// for this job. Clearing up is never stopped.
 func (c *chip) pause(d time.Duration) error {
-	if c.ctx == nil {
-		if d > 0 {
-			return errNotConnected
-		}
-		return nil
-	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
+	if c.ctx == nil {
+		<-timer.C
+		return nil
+	}
 	select { // whoever left comes first
 	case <-c.ctx.Done():
 		return &stopError{context.Cause(c.ctx)}
@@ -229,10 +235,11 @@ func (c *chip) unload() {
 	}
 }
 
-// flush frees a handle, even for a job that is stopped already.
-func (c *chip) flush(h tpm2.TPMHandle) {
+// flush frees a handle, even for a job that is stopped already. It tells whether
+// the handle is free.
+func (c *chip) flush(h tpm2.TPMHandle) bool {
 	if c.wire == nil {
-		return // the connection is gone, and the handle with it
+		return false // the connection is gone; behind a resource manager the handle is, too
 	}
 	ctx := c.ctx
 	c.ctx = nil
@@ -241,6 +248,7 @@ func (c *chip) flush(h tpm2.TPMHandle) {
 	if err != nil {
 		c.log.Debug("cannot flush a TPM handle", handleAttr(h), "err", err)
 	}
+	return err == nil
 }
 
 // flushStale frees all that is left on a TPM without a resource manager: it has
@@ -255,7 +263,9 @@ func (c *chip) flushStale() error {
 		}
 		for h := range left {
 			c.log.Debug("flushing what is left in the TPM", handleAttr(h))
-			c.flush(h)
+			if !c.flush(h) && c.wire == nil {
+				return c.gone
+			}
 		}
 	}
 	return nil

@@ -40,41 +40,6 @@ func lockouts(t *testing.T, p *hsmtest.TPM) int {
 	return int(must(strconv.ParseInt(match[1], 0, 64)))
 }
 
-func TestPowerCutsDoNotLockOut(t *testing.T) { powerCuts(t, 8) }
-
-// The figure of the design: 1,000 cuts leave the lockout counter unchanged.
-func TestPowerCutsSoak(t *testing.T) {
-	if os.Getenv("KAGIMORI_SOAK") == "" {
-		t.Skip("takes a minute: make soak")
-	}
-	powerCuts(t, 1000)
-}
-
-func powerCuts(t *testing.T, cuts int) {
-	p := hsmtest.NewTPM(t)
-	m := open(t, p.Socket)
-	secret := hsm.RandomSecret(32)
-	sealed := must(m.Seal(t.Context(), secret))
-	key := must(m.NewKey(t.Context()))
-	mac := must(m.ImportMAC(t.Context(), hsm.RandomSecret(32)))
-	m.Close()
-	for n := range cuts {
-		m := open(t, p.Socket)
-		got, err := m.Unseal(t.Context(), sealed)
-		if err != nil || !got.Equal(secret) {
-			t.Fatalf("boot %d: %v", n, err)
-		}
-		must(m.MAC(t.Context(), mac, nil))
-		must(must(m.Signer(t.Context(), key)).Sign(rand.Reader, make([]byte, 32), crypto.SHA256))
-		p.Kill()
-		m.Close()
-		p.Start()
-		if got := lockouts(t, p); got != 0 {
-			t.Fatalf("cut %d: the TPM counts %d wrong guesses", n, got)
-		}
-	}
-}
-
 // The control: the same cuts after a use of an object without noDA are counted.
 func TestPowerCutsControl(t *testing.T) {
 	p := hsmtest.NewTPM(t)

@@ -36,6 +36,9 @@ func (r root) id() [hsm.OwnerSize]byte {
 	return [hsm.OwnerSize]byte(r.name.Buffer[2:])
 }
 
+// printID is the beginning of the Name of a root key, as tpm2-tools show it.
+func printID(id [hsm.OwnerSize]byte) string { return fmt.Sprintf("000b%x...", id[:8]) }
+
 // findRoot looks for the root key and makes one if need be. Once a key has
 // proven itself in this process, it stays the same over all connections.
 func (c *chip) findRoot() error {
@@ -152,7 +155,8 @@ func (c *chip) rootFor(owner [hsm.OwnerSize]byte) error {
 		if _, stop := errors.AsType[*stopError](err); stop {
 			return err
 		}
-		return fmt.Errorf("%w: its storage root key is another one; put the old TPM back, or enroll anew", hsm.ErrReplaced)
+		return fmt.Errorf("%w: its storage root key should be %s and is %s (see tpm2_readpublic -c %#x); the TPM was cleared or replaced: put the old one back, or have the store's key restored",
+			hsm.ErrReplaced, printID(owner), printID(now.id()), uint32(rootHandle))
 	}
 	c.endSession() // salted to the other root
 	c.unload()

@@ -165,23 +165,7 @@ func TestOwnerPasswordSetLater(t *testing.T) {
 func TestLockedOutChip(t *testing.T) {
 	p := hsmtest.NewTPM(t)
 	b := works(t, p.Socket)
-	p.Tool("tpm2_dictionarylockout", "-Q", "-s", "-n", "2", "-t", "1000", "-l", "1000")
-	p.Tool("tpm2_createprimary", "-Q", "-C", "o", "-G", "ecc", "-c", "primary.ctx")
-	p.Tool("tpm2_create", "-Q", "-C", "primary.ctx", "-i", "/proc/self/comm", "-u", "o.pub", "-r", "o.priv", "-p", "right",
-		"-a", "fixedtpm|fixedparent|userwithauth")
-	p.Tool("tpm2_flushcontext", "-t")
-	p.Tool("tpm2_load", "-Q", "-C", "primary.ctx", "-u", "o.pub", "-r", "o.priv", "-c", "o.ctx")
-	p.Tool("tpm2_flushcontext", "-t")
-	for range 3 {
-		if _, err := p.TryTool("tpm2_unseal", "-c", "o.ctx", "-p", "wrong"); err == nil {
-			t.Fatal("a wrong guess opens it")
-		}
-		p.Tool("tpm2_flushcontext", "-t")
-	}
-	if _, err := p.TryTool("tpm2_unseal", "-c", "o.ctx", "-p", "right"); err == nil || !strings.Contains(err.Error(), "lockout") {
-		t.Fatalf("the TPM is not locked out: %v", err)
-	}
-	p.Tool("tpm2_flushcontext", "-t")
+	lockOut(t, p)
 	opensAt(t, p.Socket, b)
 	works(t, p.Socket)
 }

@@ -32,6 +32,10 @@ const (
 	maxResponse = 4096 // what the kernel's buffer holds too
 )
 
+// busyAfter is how long the first answer on a connection may take. An emulator
+// gives it at once, unless another program is connected: then it never comes.
+const busyAfter = 5 * time.Second
+
 type socket struct {
 	conn net.Conn
 	used bool // it has answered before
@@ -53,6 +57,9 @@ func socketDialer(path string) dialer {
 }
 
 func (s *socket) exchange(command []byte, deadline time.Time) ([]byte, error) {
+	if soon := time.Now().Add(busyAfter); !s.used && soon.Before(deadline) {
+		deadline = soon
+	}
 	if err := s.conn.SetDeadline(deadline); err != nil {
 		return nil, err
 	}

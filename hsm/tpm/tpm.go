@@ -129,7 +129,7 @@ func open(ctx context.Context, cfg config) (*Module, error) {
 // start makes a module that has not asked the chip anything yet.
 func start(cfg config) *Module {
 	m := &Module{level: cfg.level, jobs: make(chan job), quit: make(chan struct{}), ended: make(chan struct{})}
-	go m.own(&chip{config: cfg, quit: m.quit})
+	go m.own(&chip{config: cfg, quit: m.quit, gone: errNotConnected})
 	return m
 }
 
