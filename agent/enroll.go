@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/hmac"
 	"crypto/rand"
@@ -32,6 +33,7 @@ type enrollOrder struct {
 	exporter   []byte // EnrollExporterSize bytes of the TLS connection
 	judge      func([]*x509.Certificate) time.Time
 	random     io.Reader
+	prover     *prover // nil: key storage that cannot prove what it is
 }
 
 // enrollment is one conversation: hello, then answer for each message until it
@@ -40,12 +42,14 @@ type enrollment struct {
 	enrollOrder
 	first  []byte // body (1) as sent
 	second []byte // body (2) as received; nil until then
+	proof  proof  // of a TPM, if the server asks for one
 }
 
 // enrolled is what a terminal gets out of it.
 type enrolled struct {
 	chain      [][]byte // DER, leaf first
 	serverTime time.Time
+	code       *transport.WrappedCode // nil, or what only the chip can open
 }
 
 // hello starts a conversation and gives its first message.
@@ -62,8 +66,8 @@ func (o enrollOrder) hello() (*enrollment, []byte, error) {
 }
 
 // answer takes the server's next message. Exactly one of reply, result and
-// error is set.
-func (e *enrollment) answer(payload []byte) (reply []byte, result *enrolled, err error) {
+// error is set, or an error and a reply that is the last word.
+func (e *enrollment) answer(ctx context.Context, payload []byte) (reply []byte, result *enrolled, err error) {
 	env, err := transport.Unpack(payload, transport.MaxEnrollEnvelope)
 	if err != nil {
 		return nil, nil, fmt.Errorf("enroll: %w", err)
@@ -75,9 +79,14 @@ func (e *enrollment) answer(payload []byte) (reply []byte, result *enrolled, err
 		}
 		return nil, nil, e.refused(fault)
 	}
-	if e.second == nil {
+	switch {
+	case e.second == nil:
 		reply, err = e.challenge(env)
-	} else {
+	case env.Type == (*transport.EnrollAttest)(nil).Type():
+		reply, err = e.attest(ctx, env)
+	case env.Type == (*transport.EnrollActivate)(nil).Type():
+		reply, err = e.activate(ctx, env)
+	default:
 		result, err = e.certificate(env)
 	}
 	return reply, result, err
@@ -110,10 +119,11 @@ func (e *enrollment) challenge(env *transport.Envelope) ([]byte, error) {
 		return nil, fmt.Errorf("enroll: %w", err)
 	}
 	e.second = env.Body
-	payload, _, err := packKeeping(e.random, &r)
+	payload, sent, err := packKeeping(e.random, &r)
 	if err != nil {
 		return nil, fmt.Errorf("enroll: %w", err)
 	}
+	e.proof.third = sent
 	if len(payload) > transport.MaxEnrollEnvelope {
 		return nil, fmt.Errorf("enroll: request of %d bytes, the limit is %d", len(payload), transport.MaxEnrollEnvelope)
 	}
@@ -133,7 +143,10 @@ func (e *enrollment) certificate(env *transport.Envelope) (*enrolled, error) {
 	if err := checkIdentity(chain, e.roots, e.deployment, e.terminal, e.identity.Public(), e.judge(chain)); err != nil {
 		return nil, fmt.Errorf("enroll: identity certificate: %w", err)
 	}
-	return &enrolled{chain: c.Chain, serverTime: time.Unix(c.Time, 0)}, nil
+	if err := e.checkCode(c.Code); err != nil {
+		return nil, fmt.Errorf("enroll: %w", err)
+	}
+	return &enrolled{chain: c.Chain, serverTime: time.Unix(c.Time, 0), code: c.Code}, nil
 }
 
 // checkIdentity verifies an identity certificate and that it is for this key
@@ -168,6 +181,9 @@ func (e *enrollment) refused(f *transport.Fault) error {
 		return control.Problemf(control.Refused, fmt.Sprintf("if this is the wrong bundle: stop the daemon, remove its state directory, and provision the right one; "+
 			"if this device takes the place of the other: have an administrator run `kagimori-server terminal reenroll %s`, which cuts the other one off, and provision the bundle it makes", e.terminal),
 			"terminal %s is enrolled with another device", e.terminal)
+	case transport.FaultAttest:
+		return control.Problemf(control.Refused, fmt.Sprintf("have an administrator look into the server's log: if this board's TPM is to be believed, the CA of its maker belongs into ek_roots; "+
+			"else remove terminal %s and add it without --attest", e.terminal), "enroll: %w", f)
 	case transport.FaultLater:
 		return control.Problemf(control.Unavailable, "nothing to do: this terminal tries again by itself", "enroll: %w", f)
 	}

@@ -28,6 +28,12 @@ func deviceOf(key crypto.Signer) (transport.DeviceID, error) {
 // keepIdentity stores an identity certificate. The terminal must still be the
 // one that asked for it: a new bundle may have come in meanwhile.
 func (v *vault) keepIdentity(bundle transport.ID, chain [][]byte) error {
+	return v.keepEnrolled(bundle, chain, nil)
+}
+
+// keepEnrolled is keepIdentity with the security code that came along, if one
+// did: both, or neither.
+func (v *vault) keepEnrolled(bundle transport.ID, chain [][]byte, code *heldCode) error {
 	return v.update(func(tx *store.Tx) error {
 		var self terminalRecord
 		defer self.wipe()
@@ -40,6 +46,11 @@ func (v *vault) keepIdentity(bundle transport.ID, chain [][]byte) error {
 		}
 		if err := v.audit(tx, audit.Enrolled, self.Terminal, "deployment %s", self.Deployment); err != nil {
 			return err
+		}
+		if code != nil {
+			if err := errors.Join(addCode(tx, &self, *code), tx.Put(bucketTerminal, keySelf, &self)); err != nil {
+				return err
+			}
 		}
 		return tx.Put(bucketIdentity, keyChain, &identityRecord{Chain: chain})
 	})

@@ -79,13 +79,9 @@ func (a *Agent) take(ctx context.Context, v *vault, b *transport.Bundle) (*Provi
 
 // takeIn makes what admit decided true, in one transaction.
 func (a *Agent) takeIn(ctx context.Context, v *vault, b *transport.Bundle, next *terminalRecord, outcome Outcome) error {
-	code := hsm.NewSecret(append([]byte(nil), b.SecurityCode...))
-	defer code.Wipe()
-	b.SecurityCode.Wipe()
-	blob, err := v.module.ImportMAC(ctx, code)
+	blob, err := bundleCode(ctx, v, b)
 	if err != nil {
-		problem, _ := storageProblem(err)
-		return fmt.Errorf("take in the security code: %w", problem)
+		return err
 	}
 	a.clock.Raise(b.IssuedAt())
 	err = v.update(func(tx *store.Tx) error {
@@ -121,6 +117,30 @@ func (a *Agent) takeIn(ctx context.Context, v *vault, b *transport.Bundle, next 
 		return control.Problemf(control.Storage, "look into the daemon's log; nothing was changed", "keep the bundle: %w", err)
 	}
 	return nil
+}
+
+// bundleCode has key storage take in the security code of a bundle. A bundle without
+// one is for a terminal that must prove a TPM: then there is none, and it is
+// refused where that proof will never come.
+func bundleCode(ctx context.Context, v *vault, b *transport.Bundle) (hsm.Blob, error) {
+	if b.Attest {
+		if _, ok := v.module.(hsm.Attester); !ok {
+			return nil, control.Problemf(control.Conflict,
+				"if this machine has a TPM 2.0: stop the daemon, remove its state directory, set kind = \"tpm\" in [hsm], start it and provision again; "+
+					"else have an administrator remove terminal "+string(b.Terminal)+" and add it without --attest",
+				"this bundle is for a terminal that must prove a TPM, and this one keeps its keys in %q", v.module.Level())
+		}
+		return nil, nil
+	}
+	code := hsm.NewSecret(append([]byte(nil), b.SecurityCode...))
+	defer code.Wipe()
+	b.SecurityCode.Wipe()
+	blob, err := v.module.ImportMAC(ctx, code)
+	if err != nil {
+		problem, _ := storageProblem(err)
+		return nil, fmt.Errorf("take in the security code: %w", problem)
+	}
+	return blob, nil
 }
 
 // afterwards says what happens next, or what to do.

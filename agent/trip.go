@@ -10,6 +10,8 @@ import (
 	"net"
 	"time"
 
+	"github.com/kagimori/kagimori/agent/store"
+	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/control"
 	"github.com/kagimori/kagimori/transport/mqtt"
@@ -95,20 +97,24 @@ func (t *trip) enroll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	conn, err := t.dial(ctx, segment, nil, transport.MaxEnrollEnvelope)
+	order, err := t.order()
+	if err != nil {
+		return err
+	}
+	size, limit := transport.MaxEnrollEnvelope, enrollTime
+	if order.prover != nil { // the server may ask
+		size, limit = transport.MaxAttestEnvelope, attestTime
+	}
+	conn, err := t.dial(ctx, segment, nil, size)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(ctx, enrollTime)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	exporter, err := conn.Exporter(transport.EnrollExporter, transport.EnrollExporterSize)
-	if err != nil {
+	order.roots = t.roots
+	if order.exporter, err = conn.Exporter(transport.EnrollExporter, transport.EnrollExporterSize); err != nil {
 		return err
-	}
-	order := enrollOrder{
-		terminal: t.self.Terminal, deployment: t.self.Deployment, device: t.vault.device, commonKey: t.self.CommonKey, roots: t.roots,
-		identity: t.vault.identity, level: string(t.vault.module.Level()), exporter: exporter, judge: t.clock.Judge, random: rand.Reader,
 	}
 	conversation, payload, err := order.hello()
 	if err != nil {
@@ -123,20 +129,46 @@ func (t *trip) enroll(ctx context.Context) error {
 			return fmt.Errorf("enroll: %w", err)
 		}
 		var result *enrolled
-		if payload, result, err = conversation.answer(answer); err != nil {
+		t.beating(t.loop, limit, func() { payload, result, err = conversation.answer(ctx, answer) })
+		if err != nil {
+			if payload != nil {
+				_ = t.send(ctx, conn, payload) // the last word, for the server's log
+			}
 			return err
 		}
 		if result != nil {
-			return t.enrolled(result)
+			return t.enrolled(ctx, result)
 		}
 	}
 }
 
-func (t *trip) enrolled(r *enrolled) error {
+// order is what an enrollment needs to know, but for the connection.
+func (t *trip) order() (enrollOrder, error) {
+	o := enrollOrder{
+		terminal: t.self.Terminal, deployment: t.self.Deployment, device: t.vault.device, commonKey: t.self.CommonKey,
+		identity: t.vault.identity, level: string(t.vault.module.Level()), judge: t.clock.Judge, random: rand.Reader,
+	}
+	chip, ok := t.vault.module.(hsm.Attester)
+	if !ok {
+		return o, nil
+	}
+	err := t.vault.store.View(func(tx *store.Tx) error {
+		o.prover = &prover{chip: chip, identity: tx.Blob(blobIdentity)}
+		return nil
+	})
+	return o, err
+}
+
+func (t *trip) enrolled(ctx context.Context, r *enrolled) (err error) {
+	var code *heldCode
+	t.beating(t.loop, attestTime, func() { code, err = t.vault.takeCode(ctx, t.self, r.code) })
+	if err != nil {
+		return err
+	}
 	if err := t.clock.Sync(r.serverTime, t.proof); err != nil {
 		t.log.Warn("server time not taken", "err", err)
 	}
-	if err := t.vault.keepIdentity(t.self.newest(), r.chain); err != nil {
+	if err := t.vault.keepEnrolled(t.self.newest(), r.chain, code); err != nil {
 		return fmt.Errorf("keep identity certificate: %w", err)
 	}
 	t.log.Info("enrolled", "terminal", t.self.Terminal, "server", t.server)
