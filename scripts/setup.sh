@@ -8,7 +8,8 @@ what=${1:-test}
 demo="curl:curl"
 test="$demo gcc:gcc swtpm:swtpm swtpm_setup:swtpm-tools tpm2_getcap:tpm2-tools mosquitto:mosquitto mosquitto_pub:mosquitto-clients
 openssl:openssl strace:strace ip:iproute2 systemd-analyze:systemd socat:socat
-qemu-arm-static:qemu-user-static qemu-x86_64:qemu-user faketime:faketime"
+qemu-arm-static:qemu-user-static qemu-x86_64:qemu-user faketime:faketime
+systemd-nspawn:systemd-container init:systemd-sysv dbus-daemon:dbus"
 case $what in
 demo) wanted=$demo; [ "${HSM:-file}" = tpm ] && wanted="$demo swtpm:swtpm" ;;
 test) wanted=$test ;;
