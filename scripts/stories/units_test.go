@@ -193,7 +193,9 @@ func (h *house) sandbox(t *testing.T) {
 			}
 		}
 		// What the daemon sees of the machine, through its own mounts.
-		inside := func(script string) result { return h.run("", "nsenter", "--mount", "--target", pid, "--", "sh", "-c", script) }
+		inside := func(script string) result {
+			return h.run("", "nsenter", "--mount", "--target", pid, "--", "sh", "-c", script)
+		}
 		if r := inside("touch /usr/x /etc/x /var/x"); strings.Count(r.err, "Read-only file system") != 3 {
 			t.Errorf("%s may write: %s", p, r.err)
 		}
