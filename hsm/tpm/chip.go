@@ -40,6 +40,8 @@ type chip struct {
 	pin     *[hsm.OwnerSize]byte // the root that proved itself in this process; outlives connections
 	noStore bool                 // what stands at the root handle has a password: do not use it
 	gone    error                // why the last wire is no more
+	bare    bool                 // the job needs no root key
+	sent    int                  // commands of this job that were answered
 	full    bool                 // clear up at the next connection, if that is ours to do
 }
 
@@ -49,14 +51,9 @@ var _ transport.TPM = (*chip)(nil)
 func (c *chip) runBare(ctx context.Context, job func() error) error {
 	c.ctx = ctx
 	defer func() { c.ctx = nil }()
-	err := c.reach()
-	if err == nil {
-		err = job()
-	}
-	if err != nil && !answered(err) {
-		c.drop()
-	}
-	return explain(err)
+	c.bare = true
+	defer func() { c.bare = false }()
+	return explain(c.try(job))
 }
 
 // run does one job. Some answers say that what we had loaded is gone (a reset,
@@ -90,8 +87,21 @@ func (c *chip) vouch() {
 	c.pin = &id
 }
 
-// try connects where needed and runs the job.
+// try connects where needed and runs the job. A connection that was lost since
+// the job before (an emulator that started anew, a driver that came back) shows
+// with the first command, which it does not take: then the job runs on a new one.
 func (c *chip) try(job func() error) error {
+	c.sent = 0
+	reused := c.wire != nil
+	err := c.tryOnce(job)
+	if gone, ok := errors.AsType[*wireError](err); ok && gone.unsent && reused {
+		c.log.Info("the TPM went away since it was last used: connecting anew", "err", err)
+		return c.tryOnce(job)
+	}
+	return err
+}
+
+func (c *chip) tryOnce(job func() error) error {
 	if err := c.connect(); err != nil {
 		return err
 	}
@@ -104,7 +114,7 @@ func (c *chip) try(job func() error) error {
 
 // connect makes a wire and finds the root key, where there is none.
 func (c *chip) connect() error {
-	if err := c.reach(); err != nil || c.root.handle != 0 {
+	if err := c.reach(); err != nil || c.root.handle != 0 || c.bare {
 		return err
 	}
 	if err := c.findRoot(); err != nil {
@@ -157,9 +167,11 @@ func (c *chip) Send(command []byte) ([]byte, error) {
 		}
 		if err != nil {
 			c.drop()
-			c.gone = &wireError{err}
+			_, unsent := errors.AsType[*unsentError](err)
+			c.gone = &wireError{err: err, unsent: unsent && c.sent == 0}
 			return nil, c.gone
 		}
+		c.sent++
 		rc := tpm2.TPMRC(binary.BigEndian.Uint32(response[6:]))
 		if !later(rc) || time.Now().Add(pause).After(patience) {
 			return response, nil

@@ -134,7 +134,7 @@ func waitFor(done <-chan struct{}, deadline time.Time) bool {
 func transact(fd int, command []byte, deadline time.Time) ([]byte, error) {
 	n, err := again(func() (int, error) { return unix.Write(fd, command) })
 	if err != nil {
-		return nil, explainNode("write", err)
+		return nil, &unsentError{explainNode("write", err)}
 	}
 	if n != len(command) {
 		return nil, fmt.Errorf("the chip took %d of %d bytes", n, len(command))

@@ -16,8 +16,12 @@ import (
 // bus in clear. It is not used at all.
 var ErrNoEncryption = errors.New("the TPM cannot encrypt its parameters with AES-128-CFB; nothing was sent in clear; use another chip, or key storage \"file\"")
 
-// wireError is a failure of the connection: the command may have run.
-type wireError struct{ err error }
+// wireError is a failure of the connection: the command may have run, unless it
+// was never sent.
+type wireError struct {
+	err    error
+	unsent bool
+}
 
 func (e *wireError) Error() string { return e.err.Error() }
 func (e *wireError) Unwrap() error { return e.err }
@@ -33,6 +37,12 @@ func (e *stopError) Unwrap() error { return e.err }
 type againError struct{ err error }
 
 func (e *againError) Error() string { return e.err.Error() }
+
+// unsentError is a wire that took nothing of a command.
+type unsentError struct{ err error }
+
+func (e *unsentError) Error() string { return e.err.Error() }
+func (e *unsentError) Unwrap() error { return e.err }
 
 // answered tells an error that the TPM itself gave, or that was found before
 // anything was sent: the connection is in step.

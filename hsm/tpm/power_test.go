@@ -104,6 +104,45 @@ func TestKilledTPM(t *testing.T) {
 	}
 }
 
+// The chip was away between two uses: whoever uses it next does not notice, and
+// what changes it is done once.
+func TestRestartBetweenUses(t *testing.T) {
+	p := hsmtest.NewTPM(t)
+	m := open(t, p.Socket)
+	key := hsm.RandomSecret(hsm.CounterKeySize)
+	counter := must(m.NewCounter(t.Context(), key))
+	sealed := must(m.Seal(t.Context(), key))
+	want := must(m.Count(t.Context(), counter, key))
+	for name, use := range map[string]func() error{
+		"unseal": func() error { _, err := m.Unseal(t.Context(), sealed); return err },
+		"sign": func() error {
+			s, err := m.Signer(t.Context(), must(m.NewKey(t.Context())))
+			if err != nil {
+				return err
+			}
+			p.Kill()
+			p.Start()
+			_, err = s.Sign(rand.Reader, make([]byte, 32), crypto.SHA256)
+			return err
+		},
+		"health": func() error { _, err := m.Health(t.Context()); return err },
+		"increment": func() error {
+			want++
+			got, err := m.Increment(t.Context(), counter, key)
+			if got != want {
+				t.Errorf("the counter is at %d, want %d", got, want)
+			}
+			return err
+		},
+	} {
+		p.Kill()
+		p.Start()
+		if err := use(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // useForever is a program that never closes its module.
 func useForever(path string) {
 	ctx := context.Background()

@@ -107,6 +107,9 @@ func (c *chip) endSession() {
 
 // startSession makes a session of one kind, HMAC or policy, salted to the root.
 func (c *chip) startSession(kind tpm2.TPMSE) (*session, error) {
+	if c.wire == nil { // lost while a place was freed, and the root key with it
+		return nil, c.gone
+	}
 	point, err := tpm2.ImportEncapsulationKey(&c.root.public)
 	if err != nil {
 		return nil, fmt.Errorf("start session: storage root key: %w", err)

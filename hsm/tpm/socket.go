@@ -63,8 +63,11 @@ func (s *socket) exchange(command []byte, deadline time.Time) ([]byte, error) {
 	if err := s.conn.SetDeadline(deadline); err != nil {
 		return nil, err
 	}
-	if _, err := s.conn.Write(command); err != nil {
-		return nil, s.explain(err)
+	if n, err := s.conn.Write(command); err != nil {
+		if err = s.explain(err); n == 0 && !errors.Is(err, hsm.ErrTimeout) {
+			err = &unsentError{err}
+		}
+		return nil, err
 	}
 	response := make([]byte, headSize, 512)
 	if _, err := io.ReadFull(s.conn, response); err != nil {
