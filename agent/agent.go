@@ -259,7 +259,7 @@ func (a *Agent) runStore(ctx context.Context, v *vault) {
 		} else {
 			loop.Beat()
 			if v.owing() {
-				a.beating(loop, openingTime, v.anchor)
+				a.beating(loop, openingTime, func() { v.catchUp(ctx) })
 			}
 		}
 		select {

@@ -21,7 +21,7 @@ import (
 const (
 	bucketLogged    = "audit-logged"
 	keyIncarnation  = "incarnation" // incarnationRecord: up to which losses are logged
-	auditRetryPause = time.Minute
+	auditRetryPause = 15 * time.Second
 )
 
 type incarnationRecord struct {
@@ -80,7 +80,7 @@ func (v *vault) anchor() {
 	v.anchors.mu.Lock()
 	defer v.anchors.mu.Unlock()
 	if v.store.State().Unfinished != "" {
-		v.anchors.owed = true // key storage is away: do not wait for its deadline once more
+		v.anchors.owed, v.anchors.tried = true, time.Now() // key storage is away: do not wait for its deadline once more
 		return
 	}
 	err := errors.Join(v.anchorHead(), v.pruneLog())
@@ -95,6 +95,14 @@ func (v *vault) owing() bool {
 	v.anchors.mu.Lock()
 	defer v.anchors.mu.Unlock()
 	return v.anchors.owed && time.Since(v.anchors.tried) >= auditRetryPause
+}
+
+// catchUp finishes what the last key change left unfinished, and anchors the log.
+func (v *vault) catchUp(ctx context.Context) {
+	if err := v.store.Settle(ctx); err != nil {
+		v.log.Warn("the last key change is still unfinished", "err", err)
+	}
+	v.anchor()
 }
 
 func (v *vault) anchorHead() error {

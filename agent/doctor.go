@@ -19,7 +19,7 @@ import (
 // conclusions; here things are only looked at.
 
 // examineTime bounds what key storage is asked: a chip may be dead.
-const examineTime = 15 * time.Second
+const examineTime = 8 * time.Second
 
 // Doctor examines the daemon and what it stands on.
 func (a *Agent) Doctor(ctx context.Context) *doctor.Report { return doctor.Examine(a.snapshot(ctx)) }
@@ -39,6 +39,10 @@ func (a *Agent) snapshot(ctx context.Context) *doctor.Snapshot {
 		if problem != nil && problem != errStarting {
 			s.Storage = problem
 		}
+		switch doctor.ClassOf(s.Storage) {
+		case doctor.ChipAbsent, doctor.ChipBusy, doctor.ChipSilent:
+			return s // it would only make people wait
+		}
 		if a.cfg.Examine != nil {
 			if h, err := a.cfg.Examine(ctx); err == nil { // else Storage says why
 				s.Health = &h
@@ -53,12 +57,10 @@ func (a *Agent) snapshot(ctx context.Context) *doctor.Snapshot {
 
 // examined looks at key storage and store while they are open.
 func (v *vault) examined(ctx context.Context, s *doctor.Snapshot) {
-	if m, ok := v.module.(hsm.Examiner); ok {
-		if h, err := m.Health(ctx); err != nil {
-			s.HealthErr = err
-		} else {
-			s.Health = &h
-		}
+	if h, err := v.module.Health(ctx); err != nil {
+		s.HealthErr = err
+	} else {
+		s.Health = &h
 	}
 	s.Use = v.usable(ctx)
 	if st := v.store.State(); st.Bond != "" {

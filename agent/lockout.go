@@ -46,11 +46,7 @@ func (a *Agent) health(ctx context.Context) (h hsm.Health, err error) {
 	v, closed := a.open()
 	switch {
 	case closed == nil:
-		m, ok := v.module.(hsm.Examiner)
-		if !ok {
-			return h, control.Problemf(control.Unavailable, "", "key storage of level %s has nothing to say", v.module.Level())
-		}
-		h, err = m.Health(ctx)
+		h, err = v.module.Health(ctx)
 	case a.cfg.Examine != nil:
 		if h, err = a.cfg.Examine(ctx); errors.Is(err, errors.ErrUnsupported) {
 			return h, closed

@@ -55,14 +55,6 @@ func (v *vault) pinBlob() (blob hsm.Blob, err error) {
 	return blob, err
 }
 
-func (v *vault) pins() (hsm.PINs, error) {
-	m, ok := v.module.(hsm.PINs)
-	if !ok {
-		return nil, control.Problemf(control.Conflict, "", "key storage of level %s cannot guard anything by a PIN", v.module.Level())
-	}
-	return m, nil
-}
-
 func (a *Agent) pinSet(ctx context.Context, call *control.Call) error {
 	var in PINParams
 	if err := call.Params(&in); err != nil {
@@ -83,16 +75,12 @@ func (a *Agent) pinSet(ctx context.Context, call *control.Call) error {
 func (v *vault) setPIN(ctx context.Context, typed transport.Sensitive) error {
 	pin := hsm.NewSecret(typed)
 	defer pin.Wipe()
-	m, err := v.pins()
-	if err != nil {
-		return err
-	}
-	if pin.Len() < hsm.MinPIN || pin.Len() > hsm.MaxPIN {
-		return control.Problemf(control.BadInput, "choose another", "a PIN has %d to %d characters", hsm.MinPIN, hsm.MaxPIN)
+	if err := hsm.CheckPIN(pin); err != nil {
+		return control.Problemf(control.BadInput, "choose another", "%w", err)
 	}
 	secret := hsm.RandomSecret(pinSecret)
 	defer secret.Wipe()
-	blob, err := m.SealPIN(ctx, secret, pin)
+	blob, err := v.module.SealPIN(ctx, secret, pin)
 	if err != nil {
 		problem, _ := storageProblem(err)
 		return problem
@@ -127,12 +115,11 @@ func (a *Agent) judgePIN(ctx context.Context, v *vault, typed transport.Sensitiv
 	if pin.Len() == 0 {
 		return control.Problemf(control.Refused, "type the PIN of this terminal; a program passes it as `pin`, sealed", "this terminal offers its keys only to who knows its PIN")
 	}
-	m, err := v.pins()
-	if err != nil {
-		return err
+	if err := hsm.CheckPIN(pin); err != nil {
+		return control.Problemf(control.BadInput, "type it again; this cost no try", "%w", err)
 	}
 	a.judging(true)
-	secret, err := m.UnsealPIN(ctx, blob, pin)
+	secret, err := v.module.UnsealPIN(ctx, blob, pin)
 	a.judging(false)
 	if err == nil {
 		secret.Wipe()
@@ -150,27 +137,23 @@ func (a *Agent) judging(now bool) {
 // pinRefused says why, and how many tries or how much time is left.
 func (a *Agent) pinRefused(ctx context.Context, v *vault, err error) error {
 	var guard hsm.Lockout
-	if m, ok := v.module.(hsm.Examiner); ok {
-		if h, err := m.Health(ctx); err == nil && h.Chip != nil {
-			guard = h.Chip.Lockout
-		}
+	if h, err := v.module.Health(ctx); err == nil && h.Chip != nil {
+		guard = h.Chip.Lockout
 	}
 	switch {
 	case errors.Is(err, hsm.ErrPIN):
 		if err := v.logged(audit.PINWrong, "", ""); err != nil {
 			a.log.Error("wrong PIN not logged", "err", err) // it is counted
 		}
-		left := "it was counted"
 		if guard.Limit > guard.Count {
-			left = fmt.Sprintf("%d more lock it", guard.Limit-guard.Count)
+			err = fmt.Errorf("%w; %d more wrong ones lock it", err, guard.Limit-guard.Count)
 		}
-		return control.Problemf(control.Refused, "type it again; if nobody knows it, an administrator sets another: sudo "+a.cfg.Program+" pin set", "%w; %s", hsm.ErrPIN, left)
+		return control.Problemf(control.Refused, "type it again; if nobody knows it, an administrator sets another: sudo "+a.cfg.Program+" pin set", "%w", err)
 	case errors.Is(err, hsm.ErrLockout):
-		wait := "until it recovers"
 		if guard.Locked {
-			wait = "for about " + guard.Wait().Round(time.Second).String()
+			err = fmt.Errorf("%w; one more try is taken in %s", err, guard.Wait().Round(time.Second))
 		}
-		return control.Problemf(control.Refused, "wait, or have an administrator reset it: sudo "+a.cfg.Program+" tpm reset-lockout", "PINs are locked after too many wrong ones, %s: %w", wait, err)
+		return control.Problemf(control.Refused, "wait, and find out who typed them; an administrator may set another PIN: sudo "+a.cfg.Program+" pin set, or reset a TPM: sudo "+a.cfg.Program+" tpm reset-lockout", "%w", err)
 	}
 	problem, _ := storageProblem(err)
 	return problem

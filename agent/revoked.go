@@ -3,7 +3,6 @@ package agent
 import (
 	"crypto/x509"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -49,6 +48,14 @@ func (h *heldList) number() int64 {
 		return -1
 	}
 	return h.list.Number
+}
+
+// revoked is how many gates it revokes; nil and a list that is not here count as none.
+func (h *heldList) revoked() int {
+	if h == nil || h.list == nil {
+		return 0
+	}
+	return h.list.Len()
 }
 
 // revocations are the lists in force.
@@ -136,10 +143,12 @@ func (r *revocations) status() *RevokedStatus {
 }
 
 // put takes a list into force.
-func (r *revocations) put(h *heldList) {
+func (r *revocations) put(h *heldList) (before *heldList) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	before = r.held[h.issuer.ID]
 	r.held[h.issuer.ID], r.problem = h, ""
+	return before
 }
 
 func (r *revocations) failed(err error) {
@@ -206,7 +215,7 @@ func (v *vault) takeRevoked(m *transport.ServiceRevoked, roots *x509.CertPool) e
 	if err != nil {
 		return err
 	}
-	v.revocations.put(next)
+	before := v.revocations.put(next).revoked()
 	if !news {
 		return nil
 	}
@@ -221,6 +230,10 @@ func (v *vault) takeRevoked(m *transport.ServiceRevoked, roots *x509.CertPool) e
 		v.log.Info("list of revoked gates taken", "number", next.number(), "revoked", next.list.Len())
 	}
 	return v.update(func(tx *store.Tx) error {
-		return errors.Join(tx.Put(bucketRevoked, hex.EncodeToString(by.ID[:]), &record), v.audit(tx, audit.GatesRevoked, fmt.Sprintf("list %d", m.Number), ""))
+		err := tx.Put(bucketRevoked, hex.EncodeToString(by.ID[:]), &record)
+		if err == nil && next.revoked() != before { // a list is also made anew when nothing has changed
+			err = v.audit(tx, audit.GatesRevoked, fmt.Sprintf("list %d", m.Number), "%d gates", next.revoked())
+		}
+		return err
 	})
 }

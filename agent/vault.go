@@ -57,6 +57,7 @@ type records interface {
 	Update(fn func(*store.Tx) error) error
 	Batch(fn func(*store.Tx) error) error
 	State() store.State
+	Settle(ctx context.Context) error
 	Close() error
 }
 
@@ -232,6 +233,7 @@ func storageProblem(err error) (p *control.Problem, fatal bool) {
 		{store.ErrForeign, control.Storage, "put that TPM or device secret back, or move the state directory away and provision anew", false},
 		{store.ErrDamaged, control.Storage, "keep the file for inspection, then put back a backup, or move the state directory away and provision anew", false},
 		{store.ErrNewer, control.Storage, "install the newer release again", false},
+		{store.ErrUnfinished, control.Storage, "nothing to do once that works again: the daemon finishes it by itself; what is missing says: kagimori doctor", false},
 		{store.ErrFull, control.Storage, "free space on the disk of the state directory", false},
 		{store.ErrFailed, control.Storage, "look into the kernel log for disk errors", true},
 		{fs.ErrNotExist, control.Storage, "make the state directory, or correct state_dir", true},

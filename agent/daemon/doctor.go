@@ -100,8 +100,12 @@ func (p Program) alone(ctx context.Context, keys configs.HSM, stateDir string) *
 		s.HealthErr = err
 	}
 	path := filepath.Join(stateDir, storeFile)
-	if _, err := os.Stat(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch _, err := os.Stat(path); {
+	case errors.Is(err, fs.ErrNotExist): // never started, or moved away
+	case err != nil:
 		s.Storage = fmt.Errorf("look at the store: %w", err)
+	default:
+		s.Storage = CheckStore(ctx, path)
 	}
 	return s
 }

@@ -41,6 +41,7 @@ func ClassOf(err error) Class {
 		{hsm.ErrReplaced, RootReplaced},
 		{store.ErrForeign, RootReplaced},
 		{hsm.ErrTimeout, ChipSilent},
+		{store.ErrUnfinished, CopyStale},
 		{store.ErrFull, DiskFull},
 		{syscall.ENOSPC, DiskFull},
 		{store.ErrLocked, StoreRefused},
