@@ -46,7 +46,8 @@ func (v *vault) audit(tx *store.Tx, kind audit.Kind, subject any, format string,
 func (v *vault) logged(kind audit.Kind, subject any, format string, args ...any) error {
 	err := v.store.Batch(func(tx *store.Tx) error { return v.audit(tx, kind, subject, format, args...) })
 	if err != nil {
-		return fmt.Errorf("write to the audit log: %w", err)
+		problem, _ := storageProblem(fmt.Errorf("write to the audit log: %w", err))
+		return problem
 	}
 	return nil
 }

@@ -44,6 +44,12 @@ func (a *Agent) fetchFailed(address string, t *keycopy.Transaction, err error) e
 			kind = control.Refused
 		case transport.KeycopyNotArmed, transport.KeycopyModeRefused, transport.KeycopyCodeUnknown, transport.KeycopyVersionRefused:
 			kind = control.Refused
+		case transport.KeycopyStoreFailed:
+			next = "free space on the disk of the terminal at " + address + ", then " + next
+			if failed, ok := errors.AsType[*keycopy.Error](err); ok && !failed.Remote {
+				problem, _ := storageProblem(err)
+				kind, next = control.Storage, problem.Next+"; then "+newCode
+			}
 		case transport.KeycopyBusy:
 			a.copies.wrong = wrong
 			next = "wait a moment, then try again with the same code"

@@ -114,7 +114,9 @@ func (a *Agent) takeIn(ctx context.Context, v *vault, b *transport.Bundle, next 
 		})
 	})
 	if err != nil {
-		return control.Problemf(control.Storage, "look into the daemon's log; nothing was changed", "keep the bundle: %w", err)
+		problem, _ := storageProblem(fmt.Errorf("keep the bundle: %w", err))
+		problem.Next += "; nothing was changed"
+		return problem
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"syscall"
 
 	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
@@ -236,6 +237,8 @@ func storageProblem(err error) (p *control.Problem, fatal bool) {
 		{store.ErrUnfinished, control.Storage, "nothing to do once that works again: the daemon finishes it by itself; what is missing says: kagimori doctor", false},
 		{store.ErrFull, control.Storage, "free space on the disk of the state directory", false},
 		{store.ErrFailed, control.Storage, "look into the kernel log for disk errors", true},
+		{syscall.ENOSPC, control.Storage, "free space on the disk of the state directory", false},
+		{syscall.EDQUOT, control.Storage, "free space on the disk of the state directory", false},
 		{fs.ErrNotExist, control.Storage, "make the state directory, or correct state_dir", true},
 		{fs.ErrPermission, control.Storage, "give the state directory to the daemon's user, mode 0700", true},
 	} {

@@ -72,7 +72,7 @@ func Init(ctx context.Context, cfg InitConfig, log *slog.Logger) error {
 		return control.Problemf(control.Storage, "make it writable, or choose another --dir", "cannot write in %s: %w", tmp, err)
 	}
 	if err := build(ctx, work, d, cfg, log); err != nil {
-		return errors.Join(err, os.RemoveAll(tmp))
+		return errors.Join(problem(err), os.RemoveAll(tmp))
 	}
 	if err := place(work, dir, owner); err != nil {
 		return control.Problemf(control.Storage, "choose another --dir, one that is no mount point", "put the new state in place: %w", errors.Join(err, os.RemoveAll(tmp)))

@@ -83,6 +83,9 @@ func (d crashDaemon) survived(before, acked [maxWriters]int) (done [maxWriters]i
 	if err := s.Check(context.Background()); err != nil {
 		return done, fmt.Errorf("check: %w", err)
 	}
+	if err := s.State().afterCrash(); err != nil {
+		return done, err
+	}
 	if done, err = judge(s); err != nil {
 		return done, err
 	}
@@ -96,6 +99,20 @@ func (d crashDaemon) survived(before, acked [maxWriters]int) (done [maxWriters]i
 		}
 	}
 	return done, nil
+}
+
+// afterCrash says what is wrong with a store that was opened after a crash: the
+// last key change is finished, and nothing was lost that would need a fall back.
+func (st State) afterCrash() error {
+	switch {
+	case st.Fallback != nil || st.Incarnation != 0:
+		return fmt.Errorf("it went on with its second copy: %+v", st.Fallback)
+	case st.Counter == nil || *st.Counter != st.Epoch:
+		return fmt.Errorf("epoch %d, and the counter says otherwise: %+v", st.Epoch, st)
+	case !st.CopyFresh || st.Unfinished != "":
+		return fmt.Errorf("the last key change is not finished: %+v", st)
+	}
+	return nil
 }
 
 // killRounds kills a daemon again and again until the judge finds something,
@@ -128,11 +145,17 @@ func onFile(t *testing.T, mode string) func() crashDaemon {
 	return func() crashDaemon { return crashDaemon{dir: quickDir(t), mode: mode} }
 }
 
-// onChip keeps one chip for all stores of a test; a new store is a terminal
-// that was reset.
+// onChip takes a new chip for each new store: a chip has room for some counters
+// only.
 func onChip(t *testing.T, mode string) func() crashDaemon {
-	chip := hsmtest.NewTPM(t)
-	return func() crashDaemon { return crashDaemon{dir: quickDir(t), mode: mode, tpm: chip.Socket} }
+	var chip *hsmtest.TPM
+	return func() crashDaemon {
+		if chip != nil {
+			chip.Kill()
+		}
+		chip = hsmtest.NewTPM(t)
+		return crashDaemon{dir: quickDir(t), mode: mode, tpm: chip.Socket}
+	}
 }
 
 func TestKilledDaemonLosesNothing(t *testing.T) { killAll(t, 70, 4*time.Second) }

@@ -4,6 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // What callers branch on.
@@ -31,9 +35,26 @@ func (p *Problem) Unwrap() error { return p.Err }
 func (p *Problem) ProblemKind() string { return p.Kind }
 func (p *Problem) NextStep() string    { return p.Next }
 
+// unusable puts what failed while the database in dir was opened or made in the
+// terms of Problem.
 func unusable(dir string, err error) error {
+	if _, ok := errors.AsType[*Problem](err); ok {
+		return err
+	}
+	if isFull(err) {
+		return &Problem{Kind: "storage", Next: "free space on its disk, then try again", Err: fmt.Errorf("open database in %s: the disk is full: %w", dir, err)}
+	}
 	return &Problem{Kind: "storage", Next: "check that the directory and its files belong to the server's user and that the disk works; otherwise restore a backup",
 		Err: fmt.Errorf("open database in %s: %w", dir, err)}
+}
+
+// isFull says whether the disk had no room, be it for the database or for the
+// file that its connections share.
+func isFull(err error) bool {
+	if e, ok := errors.AsType[*sqlite.Error](err); ok {
+		return e.Code()&0xff == sqlite3.SQLITE_FULL || e.Code() == sqlite3.SQLITE_IOERR_SHMSIZE
+	}
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // isUnique says whether err is a violated UNIQUE or PRIMARY KEY constraint.

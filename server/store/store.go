@@ -73,7 +73,7 @@ func Create(ctx context.Context, dir string, module hsm.Sealer, by By, log *slog
 	}
 	if err := s.start(ctx, module, &by); err != nil {
 		s.Close()
-		return nil, err
+		return nil, unusable(dir, err)
 	}
 	return s, nil
 }
@@ -90,7 +90,7 @@ func Open(ctx context.Context, dir string, module hsm.Sealer, log *slog.Logger) 
 	}
 	if err := s.start(ctx, module, nil); err != nil {
 		s.Close()
-		return nil, err
+		return nil, unusable(dir, err)
 	}
 	return s, nil
 }

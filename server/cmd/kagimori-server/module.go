@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"syscall"
 
 	"github.com/kagimori/kagimori/configs"
 	"github.com/kagimori/kagimori/hsm"
@@ -26,6 +27,8 @@ func openModule(ctx context.Context, h configs.ServerHSM, dir string, log *slog.
 	switch {
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, hsm.ErrUnsafe):
 		next = fmt.Sprintf("run it as the user that owns %s, which nobody else may read", dir)
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		next = fmt.Sprintf("free space on the disk of %s, then try again", dir)
 	case errors.Is(err, hsm.ErrBlob):
 		next = fmt.Sprintf("put the device secret of %s back from a backup", dir)
 	}
