@@ -223,11 +223,13 @@ func checkForeign(t *testing.T, ours, theirs Open) {
 	sealed, key, mac := seal(t, m, []byte("ours")), newKey(t, m), importMAC(t, m, make([]byte, hsm.MACKeySize))
 	counterKey := hsm.RandomSecret(hsm.CounterKeySize)
 	counter := newCounter(t, m, counterKey)
+	behind := sealPIN(t, m, counterKey, "1234")
 	closeModule(t, m)
 	m = theirs(t)
 	defer closeModule(t, m)
 	own := seal(t, m, []byte("theirs"))
 	for name, err := range map[string]error{
+		"PIN":     second(m.UnsealPIN(t.Context(), behind, pin("1234"))),
 		"counter": second(m.Count(t.Context(), counter, counterKey)),
 		"secret":  second(m.Unseal(t.Context(), sealed)),
 		"key":     second(m.Signer(t.Context(), key)),

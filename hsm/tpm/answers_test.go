@@ -78,15 +78,44 @@ func FuzzAnswers(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for range 3 {
-			if s, err := m.Unseal(ctx, blob); err == nil {
-				t.Fatalf("a secret of %d bytes", s.Len())
-			} else if errors.Is(err, context.DeadlineExceeded) {
-				t.Fatal("it hangs")
-			}
-			if _, err := m.NewKey(ctx); err == nil {
-				t.Fatal("a key")
-			}
-		}
+		madChip(t, ctx, m, item.Owner, blob)
 	})
+}
+
+// madChip tries every verb, and fails if one believes what was made up.
+func madChip(t *testing.T, ctx context.Context, m *Module, owner [hsm.OwnerSize]byte, sealed hsm.Blob) {
+	item := hsm.Item{Kind: hsm.KindTPM, Owner: owner, Sealed: make([]byte, 64)}
+	encode := func(p hsm.Purpose, public, private []byte) hsm.Blob {
+		item.Purpose, item.Public, item.Sealed = p, public, private
+		b, err := item.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	full := func(area []byte) []byte { return append(append(area, 0, 32), make([]byte, 32)...) }
+	b := bond{selection: selection{1 << 7}, values: hsm.PCRs{7: {1}}}
+	boot := encode(hsm.PurposeBoot, append(b.encode(), full(sealedArea(bootAttributes, b.policy()))...), make([]byte, 64))
+	behind := encode(hsm.PurposePIN, full(sealedArea(pinAttributes, nil)), make([]byte, 64))
+	counter := encode(hsm.PurposeCounter, nvPublic{handle: FirstCounter, attributes: nvAttributes}.written().encode(), nil)
+	key := hsm.RandomSecret(hsm.CounterKeySize)
+	for name, verb := range map[string]func() error{
+		"Unseal":     func() error { _, err := m.Unseal(ctx, sealed); return err },
+		"UnsealBoot": func() error { _, err := m.UnsealBoot(ctx, boot, nil); return err },
+		"SealBoot":   func() error { _, err := m.SealBoot(ctx, key, hsm.BootPolicy{Registers: []int{7}}); return err },
+		"UnsealPIN":  func() error { _, err := m.UnsealPIN(ctx, behind, key); return err },
+		"Count":      func() error { _, err := m.Count(ctx, counter, key); return err },
+		"Increment":  func() error { _, err := m.Increment(ctx, counter, key); return err },
+		"NewCounter": func() error { _, err := m.NewCounter(ctx, key); return err },
+		"NewKey":     func() error { _, err := m.NewKey(ctx); return err },
+		"Reset":      func() error { return m.ResetLockout(ctx, nil) },
+	} {
+		if err := verb(); err == nil {
+			t.Fatalf("%s believes a mad chip", name)
+		} else if errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("%s hangs", name)
+		}
+	}
+	m.Health(ctx) // has nothing to check it by, and shows nothing secret
+	m.PCRs(ctx, []int{0, 7, 23})
 }

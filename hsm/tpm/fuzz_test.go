@@ -2,7 +2,11 @@ package tpm_test
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"errors"
+	"maps"
 	"testing"
 
 	"github.com/kagimori/kagimori/hsm"
@@ -13,17 +17,25 @@ import (
 // FuzzDecode gives blobs to the checks that come before the chip: they end in
 // one of two errors, whatever the bytes, and let through nothing but ours.
 func FuzzDecode(f *testing.F) {
-	m := must(openQuiet(hsmtest.StartTPM(f)))
+	p := hsmtest.NewTPM(f)
+	p.Measure("kernel")
+	m := must(openQuiet(p.Socket))
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
 	for purpose, blob := range map[hsm.Purpose]hsm.Blob{
 		hsm.PurposeSeal: must(m.Seal(f.Context(), hsm.NewSecret([]byte("x")))),
 		hsm.PurposeKey:  must(m.NewKey(f.Context())),
 		hsm.PurposeMAC:  must(m.ImportMAC(f.Context(), hsm.RandomSecret(32))),
+
+		hsm.PurposeCounter: must(m.NewCounter(f.Context(), hsm.RandomSecret(32))),
+		hsm.PurposePIN:     must(m.SealPIN(f.Context(), hsm.RandomSecret(32), pin("1234"))),
+		hsm.PurposeBoot: must(m.SealBoot(f.Context(), hsm.RandomSecret(32),
+			hsm.BootPolicy{Registers: []int{0, 1, 2, 3, 4, 7, 8, 14}, Authority: &key.PublicKey})), // the longest
 	} {
 		if err := tpm.Decode(blob, purpose); err != nil {
 			f.Fatal(err)
 		}
 		f.Add([]byte(blob))
-		for n := 35; n < 60; n++ {
+		for n := 35; n < min(60, len(blob)); n++ {
 			bad := bytes.Clone(blob)
 			bad[n] ^= 0xff
 			f.Add([]byte(bad))
@@ -38,6 +50,24 @@ func FuzzDecode(f *testing.F) {
 		err := tpm.Decode(b, kind)
 		if err != nil && !errors.Is(err, hsm.ErrBlob) && !errors.Is(err, hsm.ErrReplaced) {
 			t.Fatalf("%x: %v", b, err)
+		}
+	})
+}
+
+// FuzzApproval gives approvals to the check: none that the key has not signed
+// passes, and none makes it panic.
+func FuzzApproval(f *testing.F) {
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	good := must(tpm.Approve(key, hsm.PCRs{7: {1}, 14: {2}}))
+	f.Add(7, 14, byte(1), byte(2), good.Signature)
+	f.Add(7, 24, byte(1), byte(2), good.Signature)
+	f.Add(0, 0, byte(0), byte(0), []byte{})
+	f.Add(-1, 16, byte(0), byte(9), []byte{0x30, 0x06, 2, 1, 0, 2, 1, 0})
+	f.Fuzz(func(t *testing.T, r1, r2 int, v1, v2 byte, sig []byte) {
+		a := hsm.Approval{Values: hsm.PCRs{r1: {v1}, r2: {v2}}, Signature: sig}
+		signed := maps.Equal(a.Values, good.Values) && bytes.Equal(sig, good.Signature)
+		if err := tpm.CheckApproval(&key.PublicKey, a); err == nil != signed {
+			t.Fatalf("%v with %x: %v", a.Values, sig, err)
 		}
 	})
 }

@@ -183,6 +183,41 @@ func TestClearedTPM(t *testing.T) {
 	works(t, p.Socket)
 }
 
+// The chip is swapped: all that was kept in the old one is refused, by what was
+// expected and what was found, and nothing of it is guessed at.
+func TestSwappedTPM(t *testing.T) {
+	before, after := bootedTPM(t), bootedTPM(t)
+	m := open(t, before.Socket)
+	k := keep(t.Context(), m)
+	behind := must(m.SealPIN(t.Context(), k.secret, pin("1234")))
+	m.Close()
+	works(t, after.Socket) // has a root of its own
+	want, found := "should be "+rootName(before)[:20], "is "+rootName(after)[:20]
+	bus := hsmtest.NewBus(t, after.Socket, nil)
+	m = open(t, bus.Socket)
+	ctx := t.Context()
+	for name, verb := range map[string]func() error{
+		"unseal": func() error { _, err := m.Unseal(ctx, k.sealed); return err },
+		"boot":   func() error { _, err := m.UnsealBoot(ctx, k.boot, nil); return err },
+		"PIN":    func() error { _, err := m.UnsealPIN(ctx, behind, pin("1234")); return err },
+		"sign":   func() error { _, err := m.Signer(ctx, k.key); return err },
+		"MAC":    func() error { _, err := m.MAC(ctx, k.mac, nil); return err },
+		"count":  func() error { _, err := m.Count(ctx, k.counter, k.counterKey); return err },
+		"push":   func() error { _, err := m.Increment(ctx, k.counter, k.counterKey); return err },
+		"drop":   func() error { return m.DropCounter(ctx, k.counter, k.counterKey) },
+	} {
+		err := verb()
+		if !errors.Is(err, hsm.ErrReplaced) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), found) {
+			t.Errorf("%s: %v, want %v with both names", name, err, hsm.ErrReplaced)
+		}
+	}
+	m.Close()
+	if n := authorised(bus) - count(bus, tpm2.TPMCCCreatePrimary); n != 0 {
+		t.Errorf("%d authorised commands were sent to a chip that is another one", n)
+	}
+	pinState(t, after, 0, false)
+}
+
 func TestOpenRefuses(t *testing.T) {
 	dir := t.TempDir()
 	for path, want := range map[string]error{
