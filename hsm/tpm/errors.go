@@ -140,7 +140,7 @@ func explain(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, tpm2.TPMRCLockout):
-		return fmt.Errorf("%w: wait until it recovers, or reset it with the lockout password: kagimori tpm lockout reset, or tpm2_dictionarylockout --clear-lockout (%v)",
+		return fmt.Errorf("%w: wait until it recovers, or reset it with the lockout password: kagimori tpm reset-lockout, or tpm2_dictionarylockout --clear-lockout (%v)",
 			hsm.ErrLockout, err)
 	case errors.Is(err, tpm2.TPMRCRetry), errors.Is(err, tpm2.TPMRCYielded), errors.Is(err, tpm2.TPMRCTesting), errors.Is(err, tpm2.TPMRCNVRate):
 		return fmt.Errorf("%w: still busy at the deadline; try again later (%w)", hsm.ErrTimeout, err)

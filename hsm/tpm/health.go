@@ -48,7 +48,7 @@ const (
 const (
 	noteEmulator = "a TPM emulator is a program: who can read or replace its files has every key and can turn its counters back; it is for tests"
 	noteStolen   = "whoever takes the running terminal, or is root on it, can use the keys as long as he has it; they do not come out of the chip"
-	noteNoLimit  = "the lockout is off (recovery 0 or limit 0): PINs can be guessed without end; set it: kagimori tpm lockout set"
+	noteNoLimit  = "the lockout is off (recovery 0 or limit 0): PINs can be guessed without end; set it: kagimori tpm set-lockout"
 	noteUnstored = "the storage root key is not stored and is made at each start, since another key or an owner password is in the way"
 )
 

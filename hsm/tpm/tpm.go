@@ -1,21 +1,24 @@
 // Package tpm keeps keys in a TPM 2.0: a chip behind /dev/tpmrm0, or an
 // emulator behind a unix socket. START HERE: Open and the queue; chip.go is what
 // one goroutine does with the chip, root.go the storage root key, session.go
-// the encrypted session, object.go what is made and loaded under the root.
+// the encrypted session, object.go what is made and loaded under the root,
+// command.go how a command is put together.
 //
 // The rules, each the answer to a failure in the field:
 //
 //   - One goroutine owns the chip. A command has a deadline; after an I/O error
-//     the connection is closed, nothing is sent again, the next use reconnects.
+//     the connection is closed, nothing that may have run is sent again, the next
+//     use reconnects.
 //   - All keys lie under the ECC storage root key of the TCG template. A key
 //     that stands at its handle is compared with the template, never trusted;
 //     the digest of its Name is in each blob, checked before it is used.
 //   - Every command that carries a secret, in or out, runs in a session that is
 //     salted to the checked root key, with AES-128-CFB parameter encryption. A
 //     chip that cannot do that is refused; nothing falls back to clear text.
-//   - Every object is NoDA: a power cut at the wrong moment must not count as a
-//     wrong guess, or terminals lock themselves out.
-//   - LOCKOUT is reported, never retried.
+//   - Every object that a machine uses is NoDA: a power cut at the wrong moment must
+//     not count as a wrong guess, or terminals lock themselves out. What a person's
+//     PIN opens counts, and the chip is told of an orderly stop after each use.
+//   - LOCKOUT is reported, never retried; wrong passwords and PINs are sent once.
 package tpm
 
 import (
