@@ -63,37 +63,38 @@ func (c *chip) prove(identity hsm.Item, nonce [32]byte) (proven, error) {
 		return none, err
 	}
 	defer c.flush(by)
-	e.RootProof, err = c.certify(by, ak, tpm2.AuthHandle{Handle: c.root.handle, Name: c.root.name, Auth: tpm2.PasswordAuth(nil)}, nonce)
-	if err != nil {
+	sign := entity{by, nameOf(ak.Public).Buffer}
+	if e.RootProof, err = c.certify(entity{c.root.handle, c.root.name.Buffer}, sign, nonce); err != nil {
 		return none, fmt.Errorf("certify the storage root key: %w", err)
 	}
 	if err := c.load(identity); err != nil {
 		return none, err
 	}
-	e.IdentityProof, err = c.certify(by, ak, tpm2.AuthHandle{Handle: c.loaded.handle, Name: nameOf(identity.Public), Auth: tpm2.PasswordAuth(nil)}, nonce)
-	if err != nil {
+	if e.IdentityProof, err = c.certify(entity{c.loaded.handle, nameOf(identity.Public).Buffer}, sign, nonce); err != nil {
 		return none, fmt.Errorf("certify the identity key: %w", err)
 	}
 	return proven{e, blob}, nil
 }
 
-// certify has the AK state the Name of an object (Part 3, 18.2). The session
-// authorises the AK; the object's auth value is empty.
-func (c *chip) certify(by tpm2.TPMHandle, ak hsm.Item, object tpm2.AuthHandle, nonce [32]byte) (hsm.Proof, error) {
+// algNull is TPM_ALG_NULL where it stands for "the key's own", or "none".
+var algNull = []byte{0x00, 0x10}
+
+// certify has a key state the Name of an object: TPM2_Certify (Part 3, 18.2).
+// The session authorises the key; the object's auth value is empty.
+func (c *chip) certify(object, by entity, nonce [32]byte) (hsm.Proof, error) {
 	auth, err := c.auth(plain)
 	if err != nil {
 		return hsm.Proof{}, err
 	}
-	rsp, err := tpm2.Certify{
-		ObjectHandle:   object,
-		SignHandle:     tpm2.AuthHandle{Handle: by, Name: nameOf(ak.Public), Auth: auth},
-		QualifyingData: tpm2.TPM2BData{Buffer: nonce[:]},
-		InScheme:       tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}, // the key's own
-	}.Execute(c)
+	_, params, err := c.ask(command{
+		code: tpm2.TPMCCCertify, handles: []entity{object, by}, auth: both{noPassword{}, auth},
+		params: append(sized(nil, nonce[:]), algNull...),
+	})
 	if err != nil {
 		return hsm.Proof{}, err
 	}
-	return hsm.Proof{Attest: rsp.CertifyInfo.Bytes(), Signature: tpm2.Marshal(rsp.Signature)}, nil
+	info, signature, err := unsized(params)
+	return hsm.Proof{Attest: info, Signature: signature}, err
 }
 
 // Activate opens a challenge that was made for this chip's endorsement key and
@@ -124,28 +125,31 @@ func (c *chip) activate(ak hsm.Item, k endorser, challenge hsm.Challenge) (*hsm.
 		return nil, err
 	}
 	defer c.putEK(ek)
+	object, err := c.auth(encOut) // the secret comes out encrypted
+	if err != nil {
+		return nil, err
+	}
 	use, done, err := c.allowEK(k)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	object, err := c.use(encOut) // the secret comes out encrypted
-	if err != nil {
-		return nil, err
-	}
-	rsp, err := tpm2.ActivateCredential{
-		ActivateHandle: object,
-		KeyHandle:      tpm2.AuthHandle{Handle: ek.handle, Name: ek.name, Auth: use},
-		CredentialBlob: tpm2.TPM2BIDObject{Buffer: challenge.Credential},
-		Secret:         tpm2.TPM2BEncryptedSecret{Buffer: challenge.Secret},
-	}.Execute(c)
+	_, params, err := c.ask(command{ // TPM2_ActivateCredential (Part 3, 12.5)
+		code: tpm2.TPMCCActivateCredential, auth: both{object, use},
+		handles: []entity{{c.loaded.handle, nameOf(ak.Public).Buffer}, {ek.handle, ek.name}},
+		params:  sized(sized(nil, challenge.Credential), challenge.Secret),
+	})
 	if badParameter(err) {
 		return nil, fmt.Errorf("%w: a challenge for another TPM or attestation key (%v)", hsm.ErrBlob, err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return hsm.NewSecret(rsp.CertInfo.Buffer), nil
+	secret, err := only(params)
+	if err != nil {
+		return nil, err
+	}
+	return hsm.NewSecret(secret), nil
 }
 
 // ImportWrapped takes in a MAC key that was wrapped to the storage root key:
@@ -173,22 +177,27 @@ func (c *chip) importWrapped(key hsm.Wrapped) (hsm.Blob, error) {
 	if err != nil {
 		return nil, err
 	}
-	rsp, err := tpm2.Import{
-		ParentHandle: tpm2.AuthHandle{Handle: c.root.handle, Name: c.root.name, Auth: auth},
-		ObjectPublic: tpm2.BytesAs2B[tpm2.TPMTPublic](key.Public),
-		Duplicate:    tpm2.TPM2BPrivate{Buffer: key.Duplicate},
-		InSymSeed:    tpm2.TPM2BEncryptedSecret{Buffer: key.Seed},
-		Symmetric:    tpm2.TPMTSymDef{Algorithm: tpm2.TPMAlgNull}, // no inner wrapper
-	}.Execute(c)
+	params := sized(nil, nil) // no inner wrapper, and so no key of one
+	for _, part := range [][]byte{key.Public, key.Duplicate, key.Seed} {
+		params = sized(params, part)
+	}
+	_, params, err = c.ask(command{ // TPM2_Import (Part 3, 13.3)
+		code: tpm2.TPMCCImport, handles: []entity{{c.root.handle, c.root.name.Buffer}}, auth: auth,
+		params: append(params, algNull...),
+	})
 	if badParameter(err) {
 		return nil, fmt.Errorf("%w: wrapped for another storage root key, or altered (%v)", hsm.ErrBlob, err)
 	}
 	if err != nil {
 		return nil, err
 	}
+	private, err := only(params)
+	if err != nil {
+		return nil, err
+	}
 	item := hsm.Item{
 		Kind: hsm.KindTPM, Purpose: hsm.PurposeMAC, Owner: c.root.id(),
-		Public: key.Public, Sealed: rsp.OutPrivate.Buffer,
+		Public: key.Public, Sealed: private,
 	}
 	if err := c.load(item); err != nil { // only this shows that key and public part are a pair
 		return nil, err

@@ -6,6 +6,7 @@ package tpm
 
 import (
 	"bytes"
+	"crypto/sha512"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -20,20 +21,44 @@ import (
 type endorser struct {
 	certificate tpm2.TPMHandle // NV index
 	stored      tpm2.TPMHandle // where the key may stand
-	template    tpm2.TPMTPublic
-	password    bool // its empty auth value lets one use it; else a policy
-	seed        int  // bytes of an encrypted seed to it
+	template    []byte         // TPMT_PUBLIC up to the key itself
+	blank       int            // bytes of zeros in place of each number of the key
+	password    bool           // its empty auth value lets one use it; else a policy
+	seed        int            // bytes of an encrypted seed to it
 }
+
+// Templates L-1, L-2 and H-3 of the profile, less what they share: attributes
+// 0x300b2 are fixedTPM, fixedParent, sensitiveDataOrigin, adminWithPolicy,
+// restricted, decrypt; 0x40 more is userWithAuth. AES in CFB, no scheme.
+const (
+	rsaHead = "\x00\x01\x00\x0b\x00\x03\x00\xb2\x00\x20"
+	eccHead = "\x00\x23\x00\x0b\x00\x03\x00\xb2\x00\x20"
+	highECC = "\x00\x23\x00\x0c\x00\x03\x00\xf2\x00\x30"
+	rsaTail = "\x00\x06\x00\x80\x00\x43\x00\x10\x08\x00\x00\x00\x00\x00" // 2048 bits
+	eccTail = "\x00\x06\x00\x80\x00\x43\x00\x10\x00\x03\x00\x10"         // P-256, no KDF
+	highEnd = "\x00\x06\x01\x00\x00\x43\x00\x10\x00\x04\x00\x10"         // P-384
+
+	// PolicyA: TPM2_PolicySecret of the endorsement hierarchy.
+	policyA = "\x83\x71\x97\x67\x44\x84\xb3\xf8\x1a\x90\xcc\x8d\x46\xa5\xd7\x24" +
+		"\xfd\x52\xd7\x6e\x06\x52\x0b\x64\xf2\xa1\xda\x1b\x33\x14\x69\xaa"
+	// PolicyB for SHA-384; it is in the Name, and never run.
+	policyB = "\xb2\x6e\x7d\x28\xd1\x1a\x50\xbc\x53\xd8\x82\xbc\xf5\xfd\x3a\x1a" +
+		"\x07\x41\x48\xbb\x35\xd3\xb4\xe4\xcb\x1c\x0a\xd9\xbd\xe4\x19\xca" +
+		"\xcb\x47\xba\x09\x69\x96\x46\x15\x0f\x9f\xc0\x00\xf3\xf8\x0e\x12"
+)
 
 // endorsers are those that we know, the cheapest to make first: an ECC key takes
 // a chip well under a second, an RSA key up to a minute.
 func endorsers() []endorser {
 	return []endorser{
-		{certificate: 0x01c0000a, stored: 0x81010002, template: tpm2.ECCEKTemplate, seed: 2 * (2 + 32)},
-		{certificate: 0x01c00016, stored: 0x81010016, template: ecc384(), password: true, seed: 2 * (2 + 48)},
-		{certificate: 0x01c00002, stored: 0x81010001, template: tpm2.RSAEKTemplate, seed: 256},
+		{certificate: 0x01c0000a, stored: 0x81010002, template: []byte(eccHead + policyA + eccTail), blank: 32, seed: 2 * (2 + 32)},
+		{certificate: 0x01c00016, stored: 0x81010016, template: []byte(highECC + policyB + highEnd), password: true, seed: 2 * (2 + 48)},
+		{certificate: 0x01c00002, stored: 0x81010001, template: []byte(rsaHead + policyA + rsaTail), blank: 256, seed: 256},
 	}
 }
+
+// rsa tells which.
+func (k endorser) rsa() bool { return k.template[1] == 0x01 }
 
 // endorserFor tells by its size for which kind of EK a challenge was made.
 func endorserFor(challenge hsm.Challenge) (endorser, bool) {
@@ -46,35 +71,13 @@ func endorserFor(challenge hsm.Challenge) (endorser, bool) {
 	return endorser{}, false
 }
 
-// ecc384 is template H-3 of the profile.
-func ecc384() tpm2.TPMTPublic {
-	public := tpm2.ECCEKTemplate
-	public.NameAlg = tpm2.TPMAlgSHA384
-	public.ObjectAttributes.UserWithAuth = true
-	public.AuthPolicy = tpm2.TPM2BDigest{Buffer: []byte{ // PolicyB of the profile, for SHA-384
-		0xb2, 0x6e, 0x7d, 0x28, 0xd1, 0x1a, 0x50, 0xbc, 0x53, 0xd8, 0x82, 0xbc, 0xf5, 0xfd, 0x3a, 0x1a,
-		0x07, 0x41, 0x48, 0xbb, 0x35, 0xd3, 0xb4, 0xe4, 0xcb, 0x1c, 0x0a, 0xd9, 0xbd, 0xe4, 0x19, 0xca,
-		0xcb, 0x47, 0xba, 0x09, 0x69, 0x96, 0x46, 0x15, 0x0f, 0x9f, 0xc0, 0x00, 0xf3, 0xf8, 0x0e, 0x12,
-	}}
-	public.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{
-		Symmetric: tpm2.TPMTSymDefObject{
-			Algorithm: tpm2.TPMAlgAES,
-			KeyBits:   tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(256)),
-			Mode:      tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB),
-		},
-		CurveID: tpm2.TPMECCNistP384,
-	})
-	public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
-	return public
-}
-
 // endorse fills in the EK with its certificate: the first that the chip has and
 // that belong together.
 func (c *chip) endorse(e *hsm.Evidence) error {
 	c.unload() // its place may be needed
-	why := errors.New("there is no certificate in it")
+	why := errors.New("none is stored in it")
 	for _, k := range endorsers() {
-		certificate, err := c.readNV(k.certificate)
+		stored, err := c.readNV(k.certificate)
 		if errors.Is(err, errNoIndex) {
 			continue
 		}
@@ -86,12 +89,12 @@ func (c *chip) endorse(e *hsm.Evidence) error {
 			return err
 		}
 		c.putEK(ek)
-		certificate, _, ok := splitDER(certificate)
-		if !ok || !bytes.Contains(certificate, ek.number()) {
+		certificate, _, ok := splitDER(stored)
+		if !ok || !bytes.Contains(certificate, ek.number) { // the server looks closer
 			why = fmt.Errorf("the certificate at %#x is for another key", uint32(k.certificate))
 			continue
 		}
-		e.Endorsement, e.EK = certificate, tpm2.Marshal(ek.public)
+		e.Endorsement, e.EK = certificate, ek.public
 		e.Chain, err = c.makerChain()
 		return err
 	}
@@ -101,21 +104,10 @@ func (c *chip) endorse(e *hsm.Evidence) error {
 // An ekey is an EK in use.
 type ekey struct {
 	handle tpm2.TPMHandle
-	public tpm2.TPMTPublic
-	name   tpm2.TPM2BName
+	public []byte // TPMT_PUBLIC
+	number []byte // what a certificate of it must hold: the modulus, or x
+	name   []byte
 	stored bool // it stays in the chip
-}
-
-// number is the part of the key that a certificate must hold: the modulus, or
-// the x coordinate.
-func (k ekey) number() []byte {
-	if n, err := k.public.Unique.RSA(); err == nil {
-		return n.Buffer
-	}
-	if p, err := k.public.Unique.ECC(); err == nil {
-		return p.X.Buffer
-	}
-	return nil
 }
 
 // makeTimeout bounds the making of an EK: RSA takes slow chips most of a minute.
@@ -123,41 +115,65 @@ const makeTimeout = 90 * time.Second
 
 // takeEK finds an EK by the template, or has the chip make it.
 func (c *chip) takeEK(k endorser) (ekey, error) {
-	rsp, err := tpm2.ReadPublic{ObjectHandle: k.stored}.Execute(c)
+	_, params, err := c.ask(command{code: tpm2.TPMCCReadPublic, handles: []entity{{handle: k.stored}}})
 	if err == nil {
-		if public, err := rsp.OutPublic.Contents(); err == nil && fitsEK(*public, k.template) {
-			return newEK(k.stored, *public, true)
+		if ek, ok := k.key(k.stored, params); ok {
+			ek.stored = true
+			return ek, nil
 		}
 	} else if _, answer := errors.AsType[tpm2.TPMRC](err); !answer {
 		return ekey{}, err
 	}
+	blank := sized(nil, make([]byte, k.blank))
+	if !k.rsa() {
+		blank = append(blank, blank...)
+	}
 	limit := c.limit
 	c.limit = max(limit, makeTimeout)
-	made, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(k.template)}.Execute(c)
+	handle, params, err := c.ask(command{ // TPM2_CreatePrimary (Part 3, 24.1)
+		code: tpm2.TPMCCCreatePrimary, handles: []entity{permanent(tpm2.TPMRHEndorsement)}, auth: noPassword{}, gives: true,
+		// No auth value and data of ours, the template, no outside info, no PCRs.
+		params: append(sized([]byte{0, 4, 0, 0, 0, 0}, append(k.template, blank...)), 0, 0, 0, 0, 0, 0),
+	})
 	c.limit = limit
 	if denied(err) {
 		return ekey{}, fmt.Errorf("make endorsement key: %w: %v", hsm.ErrOwnerAuth, errEndorsementAuth)
 	}
+	if err == nil {
+		err = checkHandle(handle, transient)
+	}
 	if err != nil {
 		return ekey{}, fmt.Errorf("make endorsement key: %w", err)
 	}
-	if err := checkHandle(made.ObjectHandle, transient); err != nil {
-		return ekey{}, fmt.Errorf("make endorsement key: %w", err)
-	}
-	public, err := made.OutPublic.Contents()
-	if err != nil || !fitsEK(*public, k.template) {
-		c.flush(made.ObjectHandle)
+	ek, ok := k.key(handle, params)
+	if !ok {
+		c.flush(handle)
 		return ekey{}, errors.New("make endorsement key: the TPM made another kind of key")
 	}
-	return newEK(made.ObjectHandle, *public, false)
+	return ek, nil
 }
 
-func newEK(h tpm2.TPMHandle, public tpm2.TPMTPublic, stored bool) (ekey, error) {
-	name, err := tpm2.ObjectName(&public)
+// key reads a response that begins with a TPM2B_PUBLIC; ok is false if that is
+// not by the template.
+func (k endorser) key(h tpm2.TPMHandle, params []byte) (ek ekey, ok bool) {
+	public, _, err := unsized(params)
 	if err != nil {
-		return ekey{}, fmt.Errorf("name of the endorsement key: %w", err)
+		return ek, false
 	}
-	return ekey{handle: h, public: public, name: *name, stored: stored}, nil
+	unique, ok := bytes.CutPrefix(public, k.template)
+	if !ok {
+		return ek, false
+	}
+	number, rest, err := unsized(unique)
+	if err == nil && !k.rsa() {
+		_, rest, err = unsized(rest) // y
+	}
+	ek = ekey{handle: h, public: public, number: number, name: nameOf(public).Buffer}
+	if k.password { // its Name is by SHA-384
+		sum := sha512.Sum384(public)
+		ek.name = append([]byte{0x00, 0x0c}, sum[:]...)
+	}
+	return ek, err == nil && len(rest) == 0 && len(number) > 0
 }
 
 // putEK gives the place back.
@@ -167,30 +183,23 @@ func (c *chip) putEK(k ekey) {
 	}
 }
 
-// fitsEK is fits for EKs, RSA among them.
-func fitsEK(public, template tpm2.TPMTPublic) bool {
-	if public.Type != template.Type {
-		return false
-	}
-	public.Unique = template.Unique
-	return bytes.Equal(tpm2.Marshal(public), tpm2.Marshal(template))
-}
-
 // allowEK makes the authorisation for one use of an EK, to be undone by done.
-func (c *chip) allowEK(k endorser) (use tpm2.Session, done func(), err error) {
+func (c *chip) allowEK(k endorser) (use authorizer, done func(), err error) {
 	if k.password {
-		return tpm2.PasswordAuth(nil), func() {}, nil
+		return noPassword{}, func() {}, nil
 	}
-	s, _, err := tpm2.PolicySession(c, tpm2.TPMAlgSHA256, nonceSize)
+	s, err := c.startSession(tpm2.TPMSEPolicy)
 	if err != nil {
-		return nil, nil, fmt.Errorf("start policy session: %w", err)
+		return nil, nil, err
 	}
-	done = func() { c.flush(s.Handle()) }
-	_, err = tpm2.PolicySecret{
-		AuthHandle:    tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
-		PolicySession: s.Handle(),
-		NonceTPM:      s.NonceTPM(),
-	}.Execute(c)
+	done = func() {
+		s.wipe()
+		c.flush(s.handle)
+	}
+	_, _, err = c.ask(command{ // TPM2_PolicySecret (Part 3, 23.4)
+		code: tpm2.TPMCCPolicySecret, handles: []entity{permanent(tpm2.TPMRHEndorsement), permanent(s.handle)}, auth: noPassword{},
+		params: make([]byte, 2+2+2+4), // bound to no nonce, command or reference; no expiry
+	})
 	if err != nil {
 		done()
 	}
@@ -248,41 +257,53 @@ func splitDER(b []byte) (sequence, rest []byte, ok bool) {
 
 var errNoIndex = errors.New("no such NV index")
 
-// readNV reads a whole index that everybody may read.
+// readNV reads a whole index that everybody may read: a certificate.
 func (c *chip) readNV(h tpm2.TPMHandle) ([]byte, error) {
-	rsp, err := tpm2.NVReadPublic{NVIndex: h}.Execute(c)
+	public, err := c.readNVPublic(h)
 	if errors.Is(err, tpm2.TPMRCHandle) {
 		return nil, errNoIndex
 	}
 	if err != nil {
 		return nil, err
 	}
-	public, err := rsp.NVPublic.Contents()
-	if err != nil {
-		return nil, err
+	// TPMS_NV_PUBLIC (Part 2, 13.5): index 4, nameAlg 2, attributes 4, policy, size 2.
+	const (
+		attributesAt = 6
+		shortest     = 4 + 2 + 4 + 2 + 2
+		authRead     = 1 << 18
+		written      = 1 << 29
+	)
+	if len(public) < shortest {
+		return nil, errResponse
 	}
-	if public.DataSize > maxIndex || !public.Attributes.Written {
+	attributes := binary.BigEndian.Uint32(public[attributesAt:])
+	size := int(binary.BigEndian.Uint16(public[len(public)-2:]))
+	if size > maxIndex || attributes&written == 0 {
 		return nil, errNoIndex
 	}
-	index := tpm2.NamedHandle{Handle: h, Name: rsp.NVName}
-	by := tpm2.AuthHandle{Handle: h, Name: rsp.NVName, Auth: tpm2.PasswordAuth(nil)}
-	if !public.Attributes.AuthRead {
-		by = tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
+	index := entity{handle: h}
+	by := index
+	if attributes&authRead == 0 {
+		by = permanent(tpm2.TPMRHOwner)
 	}
-	var data []byte
-	for len(data) < int(public.DataSize) {
-		piece := min(int(public.DataSize)-len(data), nvPiece)
-		rsp, err := tpm2.NVRead{AuthHandle: by, NVIndex: index, Size: uint16(piece), Offset: uint16(len(data))}.Execute(c)
+	data := make([]byte, 0, size)
+	for len(data) < size {
+		piece := min(size-len(data), nvPiece)
+		_, params, err := c.ask(command{
+			code: tpm2.TPMCCNVRead, handles: []entity{by, index}, auth: noPassword{},
+			params: binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, uint16(piece)), uint16(len(data))),
+		})
 		if denied(err) {
 			return nil, fmt.Errorf("%w: NV index %#x", hsm.ErrOwnerAuth, uint32(h))
 		}
 		if err != nil {
 			return nil, err
 		}
-		if len(rsp.Data.Buffer) != piece {
-			return nil, errors.New("malformed data from the TPM: NV data cut short")
+		b, err := only(params)
+		if err != nil || len(b) != piece {
+			return nil, errResponse
 		}
-		data = append(data, rsp.Data.Buffer...)
+		data = append(data, b...)
 	}
 	return data, nil
 }

@@ -152,6 +152,33 @@ func (noPassword) seal(tpm2.TPMCC, []entity, []byte) ([]byte, error) {
 
 func (noPassword) open(tpm2.TPMCC, []byte, []byte) error { return nil }
 
+// both authorises two handles, one each. Only the first may encrypt: its seal
+// comes before the other one's HMAC, and its open after.
+type both struct{ first, second authorizer }
+
+func (a both) seal(code tpm2.TPMCC, handles []entity, params []byte) ([]byte, error) {
+	first, err := a.first.seal(code, handles, params)
+	if err != nil {
+		return nil, err
+	}
+	second, err := a.second.seal(code, handles, params)
+	return append(first, second...), err
+}
+
+func (a both) open(code tpm2.TPMCC, params, auth []byte) error {
+	_, rest, err := unsized(auth) // nonce, attributes, HMAC
+	if err != nil || len(rest) < 1 {
+		return errResponse
+	}
+	if _, rest, err = unsized(rest[1:]); err != nil {
+		return err
+	}
+	if err := a.second.open(code, params, rest); err != nil {
+		return err
+	}
+	return a.first.open(code, params, auth[:len(auth)-len(rest)])
+}
+
 // seal makes the authorisation of a command in this session.
 func (s *session) seal(code tpm2.TPMCC, handles []entity, params []byte) ([]byte, error) {
 	if err := s.NewNonceCaller(); err != nil {
