@@ -1,7 +1,8 @@
 // Package agent is the daemon that keeps a terminal's keys. START HERE: this
 // file makes an Agent and runs its parts; each part is a noun with a file:
 //
-//   - vault.go, identity.go: key storage, store, and the device's own key
+//   - opening.go, vault.go, identity.go: key storage, store, and the device's own key
+//   - aside.go, recovery.go: how a device gets its keys back when they do not open
 //   - terminal.go, provision.go: what a provisioning bundle makes of a device
 //   - clock.go: what time it is, on a terminal that may wake in 1970
 //   - link.go, trip.go: the connection to the management server, and enroll.go,
@@ -22,7 +23,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -53,7 +53,7 @@ type Config struct {
 	Receive func(context.Context, *transport.Envelope) error
 	Relays  []relay.Config
 	Keycopy *KeycopyConfig
-	// StateDir is where the store is, for the doctor to look at its disk. Examine
+	// StateDir is where the store is, for what is set aside there and for the doctor. Examine
 	// asks key storage how it is while it does not open; nil: it is not asked.
 	StateDir string
 	Examine  func(context.Context) (hsm.Health, error)
@@ -78,6 +78,8 @@ type Agent struct {
 	log    *slog.Logger
 	clock  *Clock
 	ready  chan struct{}
+	opened chan struct{}     // closed when there is a vault
+	orders chan *remedyOrder // remedies for the loop that opens
 	relays []*relayRun
 	link   linkStatus
 	copies copies
@@ -85,6 +87,8 @@ type Agent struct {
 	mu       sync.Mutex
 	vault    *vault                 // guarded by mu; nil while it is not open
 	problem  *control.Problem       // guarded by mu: why it is not open
+	cause    error                  // guarded by mu: the same, typed; nil before the first attempt
+	seen     map[string]hsm.Blob    // guarded by mu: what is in clear in a store that does not open
 	watchers map[chan struct{}]bool // guarded by mu
 	intake   sync.Mutex             // held while a bundle is taken in
 }
@@ -103,6 +107,7 @@ func New(cfg Config, opener Opener, dog *systemd.Watchdog, log *slog.Logger) (*A
 	a := &Agent{
 		cfg: cfg, opener: opener, dog: dog, log: log,
 		clock: NewClock(time.Now, cfg.Built), ready: make(chan struct{}),
+		opened: make(chan struct{}), orders: make(chan *remedyOrder),
 		problem: errStarting, watchers: map[chan struct{}]bool{},
 	}
 	a.link.set(LinkStatus{State: LinkStarting})
@@ -148,48 +153,6 @@ func (a *Agent) Run(ctx context.Context) error {
 		err = cause
 	}
 	return errors.Join(err, v.close())
-}
-
-// openVault tries until it works, ctx ends (nil, nil) or it is hopeless.
-func (a *Agent) openVault(ctx context.Context, fatal context.CancelCauseFunc) (*vault, error) {
-	loop := a.dog.Loop("open")
-	defer loop.End()
-	once := sync.OnceFunc(func() { close(a.ready) })
-	for pause := reopenFirst; ; pause = min(2*pause, reopenMost) {
-		var v *vault
-		var err error
-		a.beating(loop, openingTime, func() { v, err = openVault(ctx, a.opener, a.clock, a.log) })
-		if ctx.Err() != nil && err != nil {
-			return nil, nil
-		}
-		if err == nil {
-			v.changed, v.relisted, v.failed = a.changed, a.recheck, func(err error) { fatal(fmt.Errorf("store: %w", err)) }
-			a.mu.Lock()
-			a.vault, a.problem = v, nil
-			a.mu.Unlock()
-			a.log.Info("key storage open", "level", v.module.Level(), "device", v.device.Short())
-			if self, err := v.self(); err == nil { // so that the first answer is not "starting"
-				a.link.set(a.waitsFor(self))
-				self.wipe()
-			}
-			once()
-			a.changed()
-			return v, nil
-		}
-		problem, hopeless := storageProblem(err)
-		if hopeless {
-			return nil, problem
-		}
-		a.mu.Lock()
-		a.problem = problem
-		a.mu.Unlock()
-		a.link.set(LinkStatus{State: LinkStarting, Error: "waits for key storage"})
-		a.log.Error("key storage does not open; trying again", "err", err, "next", problem.Next, "pause", pause)
-		once()
-		if !a.rest(ctx, loop, pause, nil) {
-			return nil, nil
-		}
-	}
 }
 
 // rest waits, with beats, until pause is over or wake is told. It returns false

@@ -104,7 +104,7 @@ func TestClockFloorIsKeptSparsely(t *testing.T) {
 	dir := t.TempDir()
 	w := &wall{time.Unix(0, 0)}
 	log := testLog(t)
-	v, err := openVault(t.Context(), opener(dir, log), NewClock(w.read, date(2026)), log)
+	v, err := openVault(t.Context(), opener(dir, log), Remedy{}, NewClock(w.read, date(2026)), log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func TestClockFloorIsKeptSparsely(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.now = time.Unix(0, 0)
-	v, err = openVault(t.Context(), opener(dir, log), NewClock(w.read, date(2026)), log)
+	v, err = openVault(t.Context(), opener(dir, log), Remedy{}, NewClock(w.read, date(2026)), log)
 	if err != nil {
 		t.Fatal(err)
 	}

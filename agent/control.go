@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/kagimori/kagimori/agent/keycopy"
@@ -116,7 +117,7 @@ func (a *Agent) whenReady(methods ...control.Method) []control.Method {
 
 // Methods are those that every program with an agent offers.
 func (a *Agent) Methods() []control.Method {
-	return a.whenReady(append(append(a.auditMethods(), a.doctorMethods()...), []control.Method{
+	return a.whenReady(slices.Concat(a.auditMethods(), a.doctorMethods(), a.recoveryMethods(), []control.Method{
 		{
 			Name: "Provision", Class: control.Admin, In: ProvisionParams{}, Out: ProvisionResult{}, Handle: a.provision,
 			Doc: "Takes in a provisioning bundle. The passphrase is sealed under the label \"passphrase\".",
@@ -129,7 +130,7 @@ func (a *Agent) Methods() []control.Method {
 			Name: "CredentialShow", Class: control.Read, In: CredentialParams{}, Out: CredentialDetail{}, Handle: a.credentialShow,
 			Doc: "One credential, with what its certificate says, without its secret.",
 		},
-	}...)...)
+	})...)
 }
 
 func (a *Agent) provision(ctx context.Context, call *control.Call) error {

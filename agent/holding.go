@@ -200,7 +200,7 @@ func (s *session) claimTaken(m *transport.CredentialClaimed) error {
 		return err
 	}
 	s.log.Info("holding reported", "credential", m.Credential)
-	return s.claim()
+	return errors.Join(s.reconciled(), s.claim())
 }
 
 // claimRefused keeps the reason for status.

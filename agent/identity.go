@@ -52,7 +52,7 @@ func (v *vault) keepEnrolled(bundle transport.ID, chain [][]byte, code *heldCode
 				return err
 			}
 		}
-		return tx.Put(bucketIdentity, keyChain, &identityRecord{Chain: chain})
+		return errors.Join(tx.Put(bucketIdentity, keyChain, &identityRecord{Chain: chain}), tx.Delete(bucketRecovery, keyLost))
 	})
 }
 

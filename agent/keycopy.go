@@ -121,6 +121,9 @@ func (a *Agent) party() (*party, error) {
 		})
 	}
 	if len(p.codes) == 0 {
+		if v.reenroll() {
+			return nil, control.Problemf(control.Conflict, "have it enrolled anew: kagimori-server terminal reenroll "+string(self.Terminal), "the security code was in the key storage that is gone")
+		}
 		return nil, control.Problemf(control.Conflict, "let it connect to the management server once: the code comes with enrollment", "this device has no security code yet")
 	}
 	p.tcp = tcp.Config{Log: a.log, Verify: func(chain []*x509.Certificate) (transport.Name, error) {

@@ -78,7 +78,7 @@ func TestOfferEndsInTime(t *testing.T) {
 func TestLockLastsAsItSays(t *testing.T) {
 	dir, log := t.TempDir(), testLog(t)
 	start := func(wall time.Time) (*vault, *skew) {
-		v, err := openVault(t.Context(), opener(dir, log), NewClock(func() time.Time { return wall }, date(2026)), log)
+		v, err := openVault(t.Context(), opener(dir, log), Remedy{}, NewClock(func() time.Time { return wall }, date(2026)), log)
 		if err != nil {
 			t.Fatal(err)
 		}

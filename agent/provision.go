@@ -102,16 +102,7 @@ func (a *Agent) takeIn(ctx context.Context, v *vault, b *transport.Bundle, next 
 		if err := tx.Delete(bucketIdentity, keyChain); err != nil {
 			return err
 		}
-		return eachHolding(tx, func(h *holdingRecord) error {
-			if h.Record.Usage != transport.UsageClient {
-				return nil
-			}
-			source := h.Source
-			if h.Origin == OriginIssue {
-				source = v.device // from nowhere else
-			}
-			return tx.Put(bucketClaims, string(h.Record.ID), &claimRecord{Source: source, Time: h.Since})
-		})
+		return v.claimAll(tx)
 	})
 	if err != nil {
 		problem, _ := storageProblem(fmt.Errorf("keep the bundle: %w", err))

@@ -12,15 +12,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/kagimori/kagimori/agent/store"
-	"github.com/kagimori/kagimori/hsm"
-	"github.com/kagimori/kagimori/hsm/file"
+	"github.com/kagimori/kagimori/hsm/open"
 	"github.com/kagimori/kagimori/systemd"
 	"github.com/kagimori/kagimori/transport"
 )
@@ -34,24 +32,14 @@ func testLog(t testing.TB) *slog.Logger {
 
 // opener opens real storage in dir: the module "file" and a store.
 func opener(dir string, log *slog.Logger) Opener {
-	return func(ctx context.Context) (hsm.Module, *store.Store, error) {
-		m, err := file.Open(filepath.Join(dir, "device.secret"))
-		if err != nil {
-			return nil, nil, err
-		}
-		s, err := store.Open(ctx, storeConfig(dir), m, log)
-		if err != nil {
-			return nil, nil, errors.Join(err, m.Close())
-		}
-		return m, s, nil
-	}
+	return Storage(open.Config{Kind: open.KindFile, Dir: dir}, StoreConfig{Dir: dir}, log)
 }
 
 // testVault opens storage in dir until the test ends.
 func testVault(t testing.TB, dir string) *vault {
 	t.Helper()
 	log := testLog(t)
-	v, err := openVault(t.Context(), opener(dir, log), NewClock(time.Now, time.Time{}), log)
+	v, err := openVault(t.Context(), opener(dir, log), Remedy{}, NewClock(time.Now, time.Time{}), log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,8 +120,12 @@ type server struct {
 	reach     *transport.CredentialClaimed        // what a claim is answered with besides the id; nil: nothing
 	nonce     [32]byte
 	polls     int
-	fault     func(e *transport.Envelope) *transport.Fault // nil: none
-	lose      func(reply string) bool                      // a reply that does not arrive
+	states    []transport.TerminalState
+	// recovery and recoveryKey are of the public recovery key; 0: none.
+	recovery    uint32
+	recoveryKey []byte
+	fault       func(e *transport.Envelope) *transport.Fault // nil: none
+	lose        func(reply string) bool                      // a reply that does not arrive
 }
 
 type issued struct {
@@ -218,6 +210,17 @@ func (s *server) receive(payload []byte) (replies [][]byte) {
 
 func (s *server) answer(e *transport.Envelope) (transport.Body, error) {
 	switch e.Type {
+	case "terminal.state":
+		m, err := transport.Open[transport.TerminalState](e)
+		if err != nil {
+			return nil, err
+		}
+		s.states = append(s.states, *m)
+		noted := &transport.TerminalNoted{Recovery: s.recovery}
+		if m.Recovery != s.recovery {
+			noted.Key = s.recoveryKey
+		}
+		return noted, nil
 	case "command.poll":
 		s.polls++
 		next := &transport.CommandNext{Nonce: s.nonce}

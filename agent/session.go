@@ -29,6 +29,8 @@ type session struct {
 	// other takes messages that the agent does not know; nil: there are none.
 	other func(context.Context, *transport.Envelope) error
 
+	incarnation uint32 // that the server was told on this connection
+
 	nonce     *[32]byte               // of the last CommandNext: claims are signed over it
 	polling   bool                    // a poll has had no answer
 	pollAgain bool                    // and another is wanted
@@ -41,28 +43,33 @@ type session struct {
 
 // A question is a message whose answer may be a fault.
 type question struct {
-	id      transport.ID
-	command transport.ID   // of a CommandResult or CredentialRequest
-	claim   transport.Name // of a CredentialClaim
-	result  bool
-	poll    bool
+	id       transport.ID
+	command  transport.ID   // of a CommandResult or CredentialRequest
+	claim    transport.Name // of a CredentialClaim
+	result   bool
+	poll     bool
+	state    bool   // of a TerminalState
+	recovery string // the store that is set aside, of a RecoveryRequest or RecoveryTaken
 }
 
 // open gives what to say first: results that wait, then a poll.
 func (s *session) open() ([][]byte, error) {
 	s.refused = map[transport.Name]bool{}
-	return s.again()
+	return s.repeat(true)
 }
 
 // again repeats what has had no answer, and polls.
-func (s *session) again() ([][]byte, error) {
+func (s *session) again() ([][]byte, error) { return s.repeat(false) }
+
+func (s *session) repeat(first bool) ([][]byte, error) {
 	s.results, s.claims = map[transport.ID]bool{}, map[transport.Name]bool{}
 	s.polling, s.pollAgain = false, false
 	return s.saying(func() error {
-		if err := s.poll(); err != nil {
-			return err
+		var err error
+		if first {
+			err = s.sayState()
 		}
-		return s.claim()
+		return errors.Join(err, s.poll(), s.claim(), s.ask(first))
 	})
 }
 
@@ -97,6 +104,12 @@ func (s *session) hear(ctx context.Context, env *transport.Envelope) error {
 		return heard(env, s.certificate)
 	case (*transport.CredentialClaimed)(nil).Type():
 		return heard(env, s.claimTaken)
+	case (*transport.TerminalNoted)(nil).Type():
+		return heard(env, s.noted)
+	case (*transport.RecoveryState)(nil).Type():
+		return heard(env, s.recoveryState)
+	case (*transport.RecoveryRelease)(nil).Type():
+		return heard(env, func(m *transport.RecoveryRelease) error { return s.released(ctx, m) })
 	case (*transport.ServiceRevoked)(nil).Type():
 		if s.other == nil { // a gate's list is of credentials, and the gate's affair
 			return heard(env, s.revoked)
@@ -202,6 +215,13 @@ func (s *session) fault(env *transport.Envelope, f *transport.Fault) error {
 	case q.poll:
 		s.polling = false
 		return f
+	case q.state:
+		if f.Code == transport.FaultUnknown {
+			return nil // an older server
+		}
+		return f
+	case q.recovery != "":
+		return s.recoveryRefused(q.recovery, f)
 	case q.claim != "":
 		return errors.Join(s.claimRefused(q.claim, f), s.claim())
 	case f.Code == transport.FaultLater:

@@ -42,6 +42,19 @@ type KeysStatus struct {
 	Level hsm.Level `json:"level,omitempty"`
 	Text  string    `json:"text"`
 	Next  string    `json:"next,omitempty"`
+	// Bond is what the store key is bound to: "device secret", "chip", "boot" or
+	// "boot, signed". NotMeasured: it should be to the boot, which is not measured.
+	Bond          string `json:"bond,omitempty"`
+	NotMeasured   bool   `json:"boot_not_measured,omitempty"`
+	RollbackProof bool   `json:"rollback_proof"`
+	// Incarnation counts how often the store lost something; Fallback is the last
+	// time, until the server knows.
+	Incarnation uint32          `json:"incarnation"`
+	Fallback    *store.Fallback `json:"fallback,omitempty"`
+	// Reenroll: the keys inside the earlier key storage are gone.
+	Reenroll bool `json:"reenroll,omitempty"`
+	// Recoverable: the server, or a recovery file, can give the store key back.
+	Recoverable bool `json:"recoverable"`
 }
 
 // CredentialSummary counts credentials.
@@ -107,7 +120,7 @@ func (a *Agent) Status() Status {
 		s.Keys = KeysStatus{Text: problem.Message, Next: problem.Next}
 		return s
 	}
-	s.Device, s.Keys, s.Revoked = &v.device, keysStatus(v.module.Level()), v.revocations.status()
+	s.Device, s.Keys, s.Revoked = &v.device, a.keysOpen(v), v.revocations.status()
 	self, err := v.self()
 	if err == nil && self != nil {
 		self.wipe()
@@ -130,6 +143,22 @@ func (a *Agent) Status() Status {
 	if err != nil {
 		p, _ := storageProblem(err)
 		s.Keys = KeysStatus{Level: v.module.Level(), Text: p.Message, Next: p.Next}
+	}
+	return s
+}
+
+// keysOpen is how keys at rest are while they can be used.
+func (a *Agent) keysOpen(v *vault) KeysStatus {
+	s, st := keysStatus(v.module.Level()), v.store.State()
+	s.Bond, s.NotMeasured, s.RollbackProof, s.Incarnation, s.Fallback = st.Bond, st.NotMeasured, st.RollbackProof, st.Incarnation, st.Fallback
+	if r, err := v.recoveryStatus(a.cfg.Program); err == nil {
+		s.Reenroll, s.Recoverable = r.Reenroll, r.Wrap > 0 || !r.Exported.IsZero()
+		if r.Reenroll || slices.ContainsFunc(r.Aside, func(x AsideStatus) bool { return !x.Taken }) {
+			s.Next = r.Next
+		}
+	}
+	if st.Fallback != nil && s.Next == "" {
+		s.Next = "nothing: the server is told when it is in reach; what was lost says: " + a.cfg.Program + " recovery status"
 	}
 	return s
 }

@@ -4,17 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"path/filepath"
-	"syscall"
 
 	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/hsm/open"
 	"github.com/kagimori/kagimori/transport"
-	"github.com/kagimori/kagimori/transport/control"
 )
 
 // A vault is the key storage and the store once both are open, and this
@@ -22,8 +19,10 @@ import (
 type vault struct {
 	module   hsm.Module
 	store    records
+	kept     *store.Store // the same, for what it says of itself; nil in some tests
 	identity hsm.Signer
 	device   transport.DeviceID
+	dir      string // the state directory; empty in some tests
 	clock    *Clock
 	log      *slog.Logger
 	// revocations says which gates may not be talked to.
@@ -62,22 +61,39 @@ type records interface {
 	Close() error
 }
 
-// An Opener opens key storage and store. It is called again when it failed for
-// a reason that may pass (DESIGN D5).
-type Opener func(ctx context.Context) (hsm.Module, *store.Store, error)
+// An Opener opens key storage and store, with a remedy if there is one. It is
+// called again when it failed for a reason that may pass (DESIGN D5).
+type Opener func(ctx context.Context, r Remedy) (hsm.Module, *store.Store, error)
 
 // storeFile is the store's name in the state directory.
 const storeFile = "kagimori.db"
 
+// StoreConfig is what a daemon decides about an agent's store.
+type StoreConfig struct {
+	Dir   string                                       // the state directory, which must exist
+	Boot  *store.Boot                                  // see store.Config
+	Check func(ctx context.Context, path string) error // see store.Config
+}
+
 // Storage is the usual Opener: the module that the configuration names, and a
-// store in the state directory, which must exist.
-func Storage(cfg open.Config, stateDir string, log *slog.Logger) Opener {
-	return func(ctx context.Context) (hsm.Module, *store.Store, error) {
-		module, err := open.Module(ctx, cfg, log)
-		if err != nil {
+// store in the state directory.
+func Storage(cfg open.Config, sc StoreConfig, log *slog.Logger) Opener {
+	return func(ctx context.Context, r Remedy) (hsm.Module, *store.Store, error) {
+		if err := finishAside(sc.Dir); err != nil {
 			return nil, nil, err
 		}
-		s, err := store.Open(ctx, storeConfig(stateDir), module, log)
+		if r.Aside != "" {
+			name, err := setAside(sc.Dir, r.Secret, r.Aside)
+			if err != nil {
+				return nil, nil, err
+			}
+			log.Warn("the store is set aside, nothing is deleted; a fresh one begins", "to", filepath.Join(sc.Dir, asideDir, name), "why", r.Aside)
+		}
+		module, err := open.Module(ctx, cfg, log)
+		if err != nil {
+			return nil, nil, moduleError{err}
+		}
+		s, err := openStore(ctx, sc.config(), module, r, log)
 		if err != nil {
 			return nil, nil, errors.Join(err, module.Close())
 		}
@@ -85,22 +101,37 @@ func Storage(cfg open.Config, stateDir string, log *slog.Logger) Opener {
 	}
 }
 
-// storeConfig is how an agent keeps its store.
-func storeConfig(stateDir string) store.Config {
+func openStore(ctx context.Context, cfg store.Config, module hsm.Module, r Remedy, log *slog.Logger) (*store.Store, error) {
+	switch {
+	case r.Key != nil:
+		return store.OpenWith(ctx, cfg, module, r.Key, log)
+	case r.Older:
+		return store.AcceptOlder(ctx, cfg, module, log)
+	}
+	return store.Open(ctx, cfg, module, log)
+}
+
+// moduleError is key storage itself that does not open, not the store.
+type moduleError struct{ error }
+
+func (e moduleError) Unwrap() error { return e.error }
+
+// config is how an agent keeps its store.
+func (sc StoreConfig) config() store.Config {
 	return store.Config{
-		Path: filepath.Join(stateDir, storeFile),
+		Path: filepath.Join(sc.Dir, storeFile), Boot: sc.Boot, Check: sc.Check,
 		// What holds a key, or says whose they are.
-		Keys: []string{bucketCredentials, bucketIdentity, bucketPending, bucketTerminal},
+		Keys: []string{bucketCredentials, bucketIdentity, bucketPending, bucketTerminal, bucketRecovery},
 	}
 }
 
 // openVault opens everything. What it opened it closes again on failure.
-func openVault(ctx context.Context, opener Opener, clock *Clock, log *slog.Logger) (_ *vault, err error) {
-	module, s, err := opener(ctx)
+func openVault(ctx context.Context, opener Opener, r Remedy, clock *Clock, log *slog.Logger) (_ *vault, err error) {
+	module, s, err := opener(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	v := &vault{module: module, store: s, clock: clock, log: log, changed: func() {}, relisted: func() {}, failed: func(error) {}}
+	v := &vault{module: module, store: s, kept: s, clock: clock, log: log, changed: func() {}, relisted: func() {}, failed: func(error) {}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, v.close())
@@ -108,9 +139,7 @@ func openVault(ctx context.Context, opener Opener, clock *Clock, log *slog.Logge
 	}()
 	v.anchors.since = s.State().Epoch
 	var floor clockRecord
-	var key hsm.Blob
 	err = s.View(func(tx *store.Tx) error {
-		key = tx.Blob(blobIdentity)
 		found, err := tx.Get(bucketClock, keyFloor, &floor)
 		if found && err == nil {
 			clock.load(floor)
@@ -120,28 +149,62 @@ func openVault(ctx context.Context, opener Opener, clock *Clock, log *slog.Logge
 	if err != nil {
 		return nil, err
 	}
-	if key == nil {
-		if key, err = module.NewKey(ctx); err != nil {
-			return nil, fmt.Errorf("make identity key: %w", err)
-		}
-		err = s.Update(func(tx *store.Tx) error {
-			return errors.Join(tx.PutBlob(blobIdentity, key), v.audit(tx, audit.IdentityCreated, module.Level(), ""))
-		})
-		if err != nil {
-			return nil, fmt.Errorf("keep identity key: %w", err)
-		}
-	}
-	if v.identity, err = module.Signer(ctx, key); err != nil {
-		return nil, fmt.Errorf("open identity key: %w", err)
-	}
-	if v.device, err = deviceOf(v.identity); err != nil {
+	if err = v.openIdentity(ctx); err != nil {
 		return nil, err
 	}
-	if err = v.logLosses(); err != nil {
+	if err = errors.Join(v.logLosses(), v.noticeLoss()); err != nil {
 		return nil, err
 	}
 	v.anchor()
 	return v, nil
+}
+
+// openIdentity opens this device's own key, or makes one: at the first start,
+// and when a store was recovered whose keys were in another chip.
+func (v *vault) openIdentity(ctx context.Context) (err error) {
+	var key hsm.Blob
+	err = v.store.View(func(tx *store.Tx) error {
+		key = tx.Blob(blobIdentity)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if key != nil {
+		v.identity, err = v.module.Signer(ctx, key)
+		// The store opened under this module, so that the blob is of another one,
+		// or of none, is no passing trouble: that key is gone.
+		if err != nil && !errors.Is(err, hsm.ErrReplaced) && !errors.Is(err, hsm.ErrBlob) {
+			return fmt.Errorf("open identity key: %w", err)
+		}
+		if err == nil {
+			v.device, err = deviceOf(v.identity)
+			return err
+		}
+		v.log.Warn("the identity key was in another chip or under another device secret: a new one is made, and this device must be enrolled anew", "err", err)
+	}
+	fresh, err := v.module.NewKey(ctx)
+	if err != nil {
+		return fmt.Errorf("make identity key: %w", err)
+	}
+	if v.identity, err = v.module.Signer(ctx, fresh); err != nil {
+		return fmt.Errorf("open identity key: %w", err)
+	}
+	if v.device, err = deviceOf(v.identity); err != nil {
+		return err
+	}
+	err = v.store.Update(func(tx *store.Tx) error {
+		if key != nil {
+			if err := v.forgetDevice(tx); err != nil {
+				return err
+			}
+		}
+		return errors.Join(tx.PutBlob(blobIdentity, fresh), v.audit(tx, audit.IdentityCreated, v.module.Level(), ""))
+	})
+	if err != nil {
+		return fmt.Errorf("keep identity key: %w", err)
+	}
+	return nil
 }
 
 // close ends everything. It may be called on a vault that opened half.
@@ -210,41 +273,4 @@ func (v *vault) identityChain() ([][]byte, error) {
 		return nil, fmt.Errorf("read identity certificate: %w", err)
 	}
 	return r.Chain, nil
-}
-
-// storageProblem says what is wrong with key storage or store, and what to do.
-// fatal is what the service manager or an administrator has to put right before
-// there is any use in running; everything else is retried.
-func storageProblem(err error) (p *control.Problem, fatal bool) {
-	for _, c := range []struct {
-		is    error
-		kind  control.Kind
-		next  string
-		fatal bool
-	}{
-		{store.ErrLocked, control.Conflict, "stop the other daemon first, or give this one a state directory of its own (state_dir)", true},
-		{hsm.ErrAbsent, control.Storage, "check that the TPM is there and enabled and that the daemon's user may open it (group tss), or correct [hsm] in the configuration", false},
-		{hsm.ErrBusy, control.Storage, "stop the other program that uses the TPM, or use /dev/tpmrm0, which can be shared", false},
-		{hsm.ErrOwnerAuth, control.Storage, "clear the TPM's owner password, or set [hsm] kind = \"file\" and provision anew", false},
-		{hsm.ErrLockout, control.Storage, "wait until the TPM's lockout has passed; do not restart it again and again, that prolongs it", false},
-		{hsm.ErrReplaced, control.Storage, "put the TPM or device secret back that this state directory was made with, or move the state directory away and provision anew", false},
-		{hsm.ErrBlob, control.Storage, "if the message names a damaged file, put the right one back; if [hsm] kind was changed, change it back; else move the state directory away and provision anew", false},
-		{hsm.ErrUnsafe, control.Storage, "give the file named above to the daemon's user, mode 0600, in a directory that nobody else can write", true},
-		{hsm.ErrTimeout, control.Storage, "nothing to do at first, it is tried again; if it stays, restart the TPM by a power cycle", false},
-		{store.ErrForeign, control.Storage, "put that TPM or device secret back, or move the state directory away and provision anew", false},
-		{store.ErrDamaged, control.Storage, "keep the file for inspection, then put back a backup, or move the state directory away and provision anew", false},
-		{store.ErrNewer, control.Storage, "install the newer release again", false},
-		{store.ErrUnfinished, control.Storage, "nothing to do once that works again: the daemon finishes it by itself; what is missing says: kagimori doctor", false},
-		{store.ErrFull, control.Storage, "free space on the disk of the state directory", false},
-		{store.ErrFailed, control.Storage, "look into the kernel log for disk errors", true},
-		{syscall.ENOSPC, control.Storage, "free space on the disk of the state directory", false},
-		{syscall.EDQUOT, control.Storage, "free space on the disk of the state directory", false},
-		{fs.ErrNotExist, control.Storage, "make the state directory, or correct state_dir", true},
-		{fs.ErrPermission, control.Storage, "give the state directory to the daemon's user, mode 0700", true},
-	} {
-		if errors.Is(err, c.is) {
-			return control.Problemf(c.kind, c.next, "%w", err), c.fatal
-		}
-	}
-	return control.Problemf(control.Storage, "look into the daemon's log", "%w", err), false
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/kagimori/kagimori/server/store"
@@ -30,9 +31,17 @@ const (
 // terminalState notes what a terminal says of its store, and gives it the
 // recovery key that it has not wrapped for yet.
 func (s *Server) terminalState(ctx context.Context, ses *session, m *transport.TerminalState) (outcome, error) {
+	if m.Report != nil && len(m.Report.Holds) > transport.MaxReport {
+		return refusal(transport.FaultMalformed, ""), nil
+	}
 	err := s.store.Update(ctx, s.by(ses.actor()), func(tx *store.Tx) error {
 		if _, err := ses.stillIn(tx); err != nil {
 			return err
+		}
+		if m.Report != nil {
+			if err := holdsOnly(tx, ses, m.Report.Holds); err != nil {
+				return err
+			}
 		}
 		before, known, err := tx.NoteIncarnation(ses.device, m.Incarnation)
 		if err != nil || !known || m.Incarnation == before {
@@ -51,6 +60,26 @@ func (s *Server) terminalState(ctx context.Context, ses *session, m *transport.T
 		noted.Key = newest.Public
 	}
 	return outcome{reply: noted}, nil
+}
+
+// holdsOnly ends what a terminal was believed to hold and has lost. Its word is
+// enough: nobody gains by holding less.
+func holdsOnly(tx *store.Tx, ses *session, names []transport.Name) error {
+	held, err := tx.HeldBy(ses.terminal)
+	if err != nil {
+		return err
+	}
+	for _, h := range held {
+		if h.Device != ses.device || slices.Contains(names, h.Credential) {
+			continue
+		}
+		err := errors.Join(tx.EndHolding(h.Credential, ses.device),
+			tx.Audit("credential.lost", string(h.Credential), fmt.Sprintf("terminal %s device %s has it no more", ses.terminal, ses.device)))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // recoveryRequest takes a request, or says how far it is; one that is approved

@@ -292,3 +292,35 @@ func TestFallbackIsAuditedOnce(t *testing.T) {
 		t.Errorf("the key is sent to who has a wrap: %+v", m)
 	}
 }
+
+// A terminal that fell back says what it still holds: what it has lost is held
+// by nobody, and can be issued anew.
+func TestReportEndsWhatWasLost(t *testing.T) {
+	r := newRig(t)
+	for _, s := range []string{"maps", "fuel"} {
+		r.addGate(s)
+	}
+	x, _ := r.terminal("nav-001")
+	var kept, gone held
+	r.order("nav-001", "maps")
+	kept = r.as("nav-001", x).obey()
+	r.order("nav-001", "fuel")
+	gone = r.as("nav-001", x).obey()
+	k := r.as("nav-001", x)
+	want[transport.TerminalNoted](t, k.say(&transport.TerminalState{}))
+	want[transport.TerminalNoted](t, k.say(&transport.TerminalState{Incarnation: 1, Report: &transport.TerminalReport{Holds: []transport.Name{kept.id}}}))
+	if i := r.show(kept.id); !i.InForce {
+		t.Errorf("%+v", i)
+	}
+	if i := r.show(gone.id); i.InForce || holderOf(t, i, "nav-001").Active {
+		t.Errorf("%+v", i)
+	}
+	if got := r.audited(string(gone.id)); !slices.Contains(got, "credential.lost") {
+		t.Errorf("%v", got)
+	}
+	fault(t, "a report without end", k.say(&transport.TerminalState{Report: &transport.TerminalReport{Holds: make([]transport.Name, transport.MaxReport+1)}}), transport.FaultMalformed)
+	// It can have it anew.
+	if p, refused := r.tryIssue(CredentialIssueParams{Terminal: "nav-001", Service: "fuel"}); refused != nil {
+		t.Errorf("%+v %v", p, refused)
+	}
+}

@@ -47,6 +47,7 @@ func every() []Body {
 		&EnrollCertificate{Chain: [][]byte{{7}, {8}}, Time: 1e9, Remaining: 3600,
 			Code: &WrappedCode{Group: "default", Epoch: 2, Public: []byte{44}, Duplicate: []byte{45}, Seed: []byte{46}}},
 		&Fault{Code: FaultAttest, Text: "why"},
+		&TerminalState{Incarnation: 1, Recovery: 2, Report: &TerminalReport{Holds: []Name{"cr-1"}}},
 	}
 }
 
@@ -61,7 +62,7 @@ func TestGoldenBytes(t *testing.T) {
 		fmt.Fprintf(&got, "%s %s\n", body.Type(), hex.EncodeToString(payload))
 	}
 	compareGolden(t, "testdata/wire.golden", got.Bytes())
-	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 30 {
+	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 31 {
 		t.Errorf("%d messages in the table", n)
 	}
 }

@@ -48,6 +48,17 @@ type TerminalState struct {
 	// Recovery is the version of the recovery key that this store's key is
 	// wrapped for; 0: none.
 	Recovery uint32 `cbor:"2,keyasint"`
+	// Report is there once after the incarnation grew: all that the terminal
+	// holds. What the server believes it to hold besides, it has lost.
+	Report *TerminalReport `cbor:"3,keyasint,omitempty"`
+}
+
+// MaxReport is how many credentials a report may name.
+const MaxReport = 512
+
+// TerminalReport names the credentials that a terminal holds, at most MaxReport.
+type TerminalReport struct {
+	Holds []Name `cbor:"1,keyasint"`
 }
 
 // TerminalNoted answers it. Key is the public recovery key if the terminal has

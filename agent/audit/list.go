@@ -48,3 +48,18 @@ func List(tx *store.Tx, f Filter, fn func(Line) error) error {
 	}
 	return nil
 }
+
+// Each calls fn with every entry, oldest first.
+func Each(tx *store.Tx, fn func(*Entry) error) error {
+	err := tx.Each(bucketEntries, func(_ string, decode func(any) error) error {
+		var e Entry
+		if err := decode(&e); err != nil {
+			return err
+		}
+		return fn(&e)
+	})
+	if err != nil {
+		return fmt.Errorf("read audit log: %w", err)
+	}
+	return nil
+}

@@ -55,7 +55,7 @@ func (d *Daemon) Agent(cfg agent.Config, keys configs.HSM, stateDir string) (*ag
 	cfg.Program, cfg.Version, cfg.StateDir = d.Program, verb.Version, stateDir
 	where := open.Config{Kind: keys.Kind, Path: keys.Path, Dir: stateDir}
 	cfg.Examine = func(ctx context.Context) (hsm.Health, error) { return open.Examine(ctx, where, d.Log) }
-	storage := agent.Storage(where, stateDir, d.Log)
+	storage := agent.Storage(where, agent.StoreConfig{Dir: stateDir, Check: CheckStore}, d.Log)
 	a, err := agent.New(cfg, storage, d.Dog, d.Log)
 	if err != nil {
 		return nil, control.Problemf(control.Config, "correct the configuration", "%w", err)

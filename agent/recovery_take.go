@@ -1,0 +1,156 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/kagimori/kagimori/agent/audit"
+	"github.com/kagimori/kagimori/agent/store"
+	"github.com/kagimori/kagimori/hsm"
+	"github.com/kagimori/kagimori/transport"
+	"github.com/kagimori/kagimori/transport/control"
+)
+
+// Taking over a store that was set aside: what is worth keeping comes into the
+// present store in one transaction, and only then is the old one destroyed.
+
+// Takeover says what was taken over.
+type Takeover struct {
+	Device      transport.DeviceID `json:"device"` // that the store was of
+	Credentials []transport.Name   `json:"credentials"`
+	Kept        []transport.Name   `json:"kept"` // that were here already, newer ones
+	Results     int                `json:"results"`
+	Entries     int                `json:"audit_entries"`
+}
+
+const (
+	bucketPast = "audit-past" // entries of stores that were taken over, as they were
+)
+
+// takeOver takes over the store that is set aside under name, with its key.
+func (v *vault) takeOver(ctx context.Context, name string, key *hsm.Secret, state transport.RecoveryProgress) (*Takeover, error) {
+	old, err := store.OpenAside(ctx, filepath.Join(v.dir, asideDir, name, storeFile), key, v.log)
+	if err != nil {
+		return nil, err
+	}
+	defer old.Close()
+	t := &Takeover{Credentials: []transport.Name{}, Kept: []transport.Name{}}
+	err = old.View(func(from *store.Tx) error {
+		if err := v.mayTake(from); err != nil {
+			return err
+		}
+		return v.update(func(to *store.Tx) error {
+			var was deviceRecord
+			if _, err := from.Get(bucketRecovery, keyDevice, &was); err != nil {
+				return err
+			}
+			t.Device = was.Device
+			err := errors.Join(v.takeCredentials(from, to, t), takeResults(from, to, t), takeAudit(from, to, name, t))
+			if err != nil {
+				return err
+			}
+			var r asideRecord
+			defer r.wipe()
+			if _, err := to.Get(bucketRecovery, keyAside+name, &r); err != nil {
+				return err
+			}
+			r.Taken, r.State = true, state
+			return errors.Join(to.Put(bucketRecovery, keyAside+name, &r),
+				v.audit(to, audit.Recovered, t.Device.Short(), "took over the store that was set aside: %d credentials, %d results", len(t.Credentials), t.Results))
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("take over the store that is set aside: %w", err)
+	}
+	v.log.Info("took over a store that was set aside", "device", t.Device.Short(), "credentials", len(t.Credentials), "results", t.Results)
+	if err := old.DropCounter(ctx, v.module); err != nil {
+		v.log.Warn("the counter of a store that was taken over stays in key storage", "err", err)
+	}
+	if err := errors.Join(old.Close(), scrubAside(v.dir, name)); err != nil {
+		v.log.Warn("a store that was taken over is not destroyed yet; the next start tries again", "err", err)
+	}
+	return t, nil
+}
+
+// mayTake refuses the store of another deployment or terminal: its credentials
+// would be claimed in vain, and under another root.
+func (v *vault) mayTake(from *store.Tx) error {
+	var was terminalRecord
+	defer was.wipe()
+	found, err := from.Get(bucketTerminal, keySelf, &was)
+	if err != nil || !found {
+		return err
+	}
+	self, err := v.self()
+	if err != nil {
+		return err
+	}
+	defer self.wipe()
+	switch {
+	case self == nil:
+		return control.Problemf(control.Conflict, "take in the bundle of "+string(was.Terminal)+" first", "this device is not provisioned yet")
+	case self.Deployment != was.Deployment || self.Terminal != was.Terminal && was.Terminal != "":
+		return control.Problemf(control.Refused, "use a store and key of this very terminal",
+			"the store that is set aside is of %s in deployment %s, and this is %s in %s", was.Terminal, was.Deployment, self.Terminal, self.Deployment)
+	}
+	return nil
+}
+
+// takeCredentials takes the software keys for services, to be reported as what
+// came from the device that had them. One that is here already is newer.
+func (v *vault) takeCredentials(from, to *store.Tx, t *Takeover) error {
+	return eachHolding(from, func(h *holdingRecord) error {
+		if h.Record.Usage != transport.UsageClient {
+			return nil // a gate's own: the server orders another
+		}
+		id := h.Record.ID
+		here, err := holding(to, id)
+		here.wipe()
+		if err != nil {
+			return err
+		}
+		if here != nil {
+			t.Kept = append(t.Kept, id)
+			return nil
+		}
+		h.Origin, h.Source, h.SourceName = OriginCopy, t.Device, ""
+		t.Credentials = append(t.Credentials, id)
+		return hold(to, h)
+	})
+}
+
+// takeResults takes the results that the server has not acknowledged, with what
+// is remembered of commands: one that comes again must have no second effect.
+func takeResults(from, to *store.Tx, t *Takeover) error {
+	return from.Each(bucketLedger, func(key string, decode func(any) error) error {
+		var r, here ledgerRecord
+		if err := decode(&r); err != nil {
+			return err
+		}
+		if found, err := to.Get(bucketLedger, key, &here); found || err != nil {
+			return err
+		}
+		if err := to.Put(bucketLedger, key, &r); err != nil {
+			return err
+		}
+		waiting, err := from.Get(bucketOutbox, key, &outboxRecord{})
+		if err != nil || !waiting {
+			return err
+		}
+		t.Results++
+		return to.Put(bucketOutbox, key, &outboxRecord{})
+	})
+}
+
+// takeAudit keeps the entries of the earlier log as they were. They are no part
+// of the present chain, which says that they came.
+func takeAudit(from, to *store.Tx, name string, t *Takeover) error {
+	n := 0
+	return audit.Each(from, func(e *audit.Entry) error {
+		n++
+		t.Entries = n
+		return to.Put(bucketPast, fmt.Sprintf("%s.%016x", name, e.Seq), e)
+	})
+}
