@@ -27,7 +27,7 @@ const renewPart = 3
 
 // orderedBefore finds the credential that an order is about, if there is one
 // that is ordered or active: what the terminal holds for the service, or is told
-// to get; else what expired at the place that it is to have.
+// to get; else what expired, or was lost, at the place that it is to have.
 func (s *Server) orderedBefore(tx *store.Tx, in CredentialIssueParams, o transport.CredentialOrder) (c store.Credential, found bool, err error) {
 	var list []store.Credential
 	for _, state := range []store.CredentialState{store.CredentialOrdered, store.CredentialActive} {
@@ -57,7 +57,12 @@ func (s *Server) orderedBefore(tx *store.Tx, in CredentialIssueParams, o transpo
 	if errors.Is(err, store.ErrNotFound) {
 		return c, false, nil
 	}
-	if err == nil && (c.State != store.CredentialActive || s.cfg.Now().Before(c.Expires)) {
+	if err != nil {
+		return c, false, err
+	}
+	holders, err := activeHolders(tx, c.ID)
+	lost := c.State == store.CredentialActive && len(holders) == 0 // its last holder has said so
+	if err == nil && !lost && (c.State != store.CredentialActive || s.cfg.Now().Before(c.Expires)) {
 		err = control.Problemf(control.Conflict, "choose another place with --subject, copy it to this terminal, or see: kagimori-server credential show "+string(c.ID),
 			"%s is in use at service %s by %s (%s)", o.Subject, o.Service, c.ID, c.State)
 	}
