@@ -206,3 +206,20 @@ func BenchmarkUnseal(b *testing.B) {
 		}
 	}
 }
+
+// Whoever makes a state directory holds a lock on it meanwhile.
+func TestLockedDirectory(t *testing.T) {
+	dir := t.TempDir()
+	d, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	m := open(t, filepath.Join(dir, "device.secret"))
+	defer m.Close()
+	newCounter(t, m, hsm.RandomSecret(hsm.CounterKeySize))
+	setPassphrase(t, m, hsm.NewSecret([]byte("a passphrase")))
+}

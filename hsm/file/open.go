@@ -54,14 +54,38 @@ func OpenWith(ctx context.Context, cfg Config) (m *Module, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open device secret: %w", err)
 	}
-	err = at.locked(func() error {
+	do := func() error {
 		m, err = open(ctx, from, at, cfg.Passphrase)
 		return err
-	})
+	}
+	if plain(from, at) {
+		err = do()
+	} else {
+		err = at.locked(func() error {
+			if err := from.settle(at); err != nil {
+				return err
+			}
+			return do()
+		})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open device secret: %w", err)
 	}
 	return m, nil
+}
+
+// plain says that there is a file and nothing else: then whoever makes it first
+// wins, and nothing needs a lock.
+func plain(from source, at place) bool {
+	if from.path == "" {
+		return false
+	}
+	for _, path := range []string{from.next(), at.path("keyring")} {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+	}
+	return true
 }
 
 // places says where the secret comes from and where files go; it makes the
@@ -89,11 +113,9 @@ func (cfg Config) places() (source, place, error) {
 	return from, at, nil
 }
 
-// open follows the rules above. The place is locked.
+// open follows the rules above from the second on. The place is locked, unless it
+// is plain.
 func open(ctx context.Context, from source, at place, passphrase func(context.Context) (*hsm.Secret, error)) (*Module, error) {
-	if err := from.settle(at); err != nil {
-		return nil, err
-	}
 	ring, err := at.keyring()
 	if err != nil {
 		return nil, err
@@ -145,10 +167,10 @@ func first(secret *hsm.Secret, from source, at place) (*Module, error) {
 	return newModule(root, from, at)
 }
 
-// unused says whether nothing was ever kept in the directory.
+// unused says whether nothing was ever kept in the directory: only our lock lies there.
 func (p place) unused() bool {
 	entries, err := os.ReadDir(p.dir)
-	return err == nil && len(entries) == 0
+	return err == nil && len(entries) <= 1
 }
 
 // next is where a device secret lies that is to replace the one in use.

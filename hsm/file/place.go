@@ -16,22 +16,24 @@ type place struct{ dir, name string }
 // path is where the file of that kind lies.
 func (p place) path(kind string) string { return filepath.Join(p.dir, p.name+"."+kind) }
 
-// locked runs do while no other user of the directory that locks it as well,
-// in this process or another one, runs.
+// locked runs do while no other user of these files, in this process or another
+// one, does. The lock is a file of its own that stays: the directory may be
+// locked by whoever owns it.
 func (p place) locked(do func() error) error {
-	d, err := os.Open(p.dir)
+	path := filepath.Join(p.dir, "."+p.name+".lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
-	defer d.Close() // gives the lock back
+	defer f.Close() // gives the lock back
 	for {
-		err = syscall.Flock(int(d.Fd()), syscall.LOCK_EX)
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
 		if err != syscall.EINTR {
 			break
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("lock %s: %w", p.dir, err)
+		return fmt.Errorf("lock %s: %w", path, err)
 	}
 	return do()
 }
