@@ -67,7 +67,7 @@ func (s *Server) bundle(ctx context.Context, group string, x *store.Terminal, ke
 	err := s.store.View(ctx, func(tx *store.Tx) error {
 		g, err := tx.Group(name)
 		if errors.Is(err, store.ErrNotFound) {
-			return control.Problemf(control.NotFound, "leave --group away", "there is no group %q: only the group %q exists so far", name, DefaultGroup)
+			return control.Problemf(control.NotFound, "make it with: kagimori-server group add "+string(name)+"; or see: kagimori-server group list", "there is no group %q", name)
 		}
 		if err != nil {
 			return err

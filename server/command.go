@@ -16,12 +16,16 @@ import (
 func (s *Server) commandPoll(ctx context.Context, ses *session) (outcome, error) {
 	next := &transport.CommandNext{Nonce: ses.nonce}
 	err := s.store.View(ctx, func(tx *store.Tx) error {
-		if _, err := ses.stillIn(tx); err != nil {
+		x, err := ses.stillIn(tx)
+		if err != nil {
 			return err
 		}
 		c, err := tx.NextCommand(ses.terminal)
 		if errors.Is(err, store.ErrNotFound) {
 			return nil
+		}
+		if err == nil && c.Kind == transport.CommandCodeInstall {
+			c.Body, err = installBody(tx, x, c)
 		}
 		next.Command = &transport.Command{ID: c.ID, Kind: c.Kind, Body: c.Body}
 		return err
@@ -60,6 +64,9 @@ func (s *Server) commandResult(ctx context.Context, ses *session, m *transport.C
 			return err
 		}
 		if err := tx.Audit("command."+string(m.State), c.ID.String(), c.Kind+" "+string(c.Credential)+" "+m.Detail); err != nil {
+			return err
+		}
+		if err := settleCode(tx, c, m.State); err != nil {
 			return err
 		}
 		out.revoked, err = s.settleIssue(tx, c, m.State)

@@ -18,7 +18,7 @@ const PassphraseLabel = "bundle passphrase"
 
 // controlInterface is the table of it; the methods stand with their nouns.
 func (s *Server) controlInterface() control.Interface {
-	return control.Interface{Name: Interface, Doc: "The management server of one deployment.", Methods: []control.Method{
+	return control.Interface{Name: Interface, Doc: "The management server of one deployment.", Methods: append([]control.Method{
 		{Name: "TerminalAdd", Doc: "Expects a new terminal and makes its bundle.", Class: control.Admin,
 			In: TerminalAddParams{}, Out: BundleReply{}, Handle: s.terminalAdd},
 		{Name: "TerminalList", Doc: "Lists terminals and gates, page by page.", Class: control.Read,
@@ -49,7 +49,7 @@ func (s *Server) controlInterface() control.Interface {
 			In: RecoveryParams{}, Out: RecoveryInfo{}, Handle: s.recoveryApprove},
 		{Name: "RecoveryDeny", Doc: "Refuses a request; it may be approved later.", Class: control.Admin,
 			In: RecoveryParams{}, Out: RecoveryInfo{}, Handle: s.recoveryDeny},
-	}}
+	}, s.groupMethods()...)}
 }
 
 // NameParams names one object: a terminal, or a credential by its id.

@@ -175,8 +175,10 @@ func (s *Server) enrollProven(ctx context.Context, n *enrollment, m *transport.E
 		if granted, err = s.enrollPin(tx, n, request, level, fresh); err != nil {
 			return err
 		}
-		code, err = n.attest.pin(tx, name, n.hello.Device)
-		return err
+		if code, err = n.attest.pin(tx, name, n.hello.Device); err != nil {
+			return err
+		}
+		return s.codesAtEnrollment(tx, name, code.epoch())
 	})
 	defer code.wipe()
 	var refused enrollRefusal

@@ -128,6 +128,14 @@ type attestCode struct {
 	code  *hsm.Secret
 }
 
+// epoch is which code it is; 0 for nil.
+func (c *attestCode) epoch() uint32 {
+	if c == nil {
+		return 0
+	}
+	return c.group.Epoch
+}
+
 func (c *attestCode) wipe() {
 	if c != nil {
 		c.code.Wipe()

@@ -118,7 +118,11 @@ func (t *Tx) putDevice(id transport.DeviceID, spki []byte, level string) error {
 }
 
 // ExpectAgain unpins a terminal's device, if any, and replaces its common key.
+// What is known of its security codes goes with the device.
 func (t *Tx) ExpectAgain(name transport.Name, commonKey *hsm.Secret) error {
+	if err := t.DropHolders(name); err != nil {
+		return err
+	}
 	return mustChange(t.exec(`UPDATE terminals SET state = 'expected', device = NULL, level = '', common_key = ?, enrolled = 0, actor = ?, time = ?
 		WHERE name = ?`, t.sealCommonKey(name, commonKey), t.by.Actor, t.now(), name))
 }

@@ -39,3 +39,16 @@ CREATE INDEX recoveries_terminal ON recoveries (terminal);
 -- How often the device's store had lost what it had, as it said last; NULL: it
 -- has not said so yet.
 ALTER TABLE devices ADD COLUMN incarnation INTEGER;
+
+-- Which terminal has the security code of which epoch of its group: 'ordered' to
+-- take it, 'held', 'refused' (it said why), 'retiring' (ordered to forget it).
+CREATE TABLE code_holders (
+  terminal TEXT NOT NULL REFERENCES terminals (name),
+  epoch    INTEGER NOT NULL,
+  state    TEXT NOT NULL CHECK (state IN ('ordered', 'held', 'refused', 'retiring')),
+  actor    TEXT NOT NULL,
+  time     INTEGER NOT NULL,
+  PRIMARY KEY (terminal, epoch)
+) STRICT;
+INSERT INTO code_holders (terminal, epoch, state, actor, time)
+  SELECT name, 1, 'held', actor, time FROM terminals WHERE kind = 'terminal' AND state = 'enrolled';
