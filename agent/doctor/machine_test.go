@@ -57,7 +57,7 @@ func confined() process {
 	return process{
 		status: "Umask:\t0077\nUid:\t990\t990\t990\t990\nCapEff:\t0000000000000000\nCapBnd:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n",
 		limits: "Limit                     Soft Limit           Hard Limit           Units     \nMax core file size        0                    0                    bytes     \n",
-		mounts: "1 0 8:1 / / ro,nosuid - ext4 /dev/a rw\n2 1 0:1 / /home ro - tmpfs tmpfs rw\n3 1 0:2 /x /tmp rw - ext4 /dev/a rw\n",
+		mounts: "1 0 8:1 / / ro,nosuid - ext4 /dev/a rw\n2 1 0:1 / /home ro - tmpfs tmpfs rw\n3 1 0:2 /tmp/systemd-private-5-kagimori.service-x/tmp /tmp rw - ext4 /dev/a rw\n",
 		swap:   "0",
 	}
 }
@@ -82,7 +82,7 @@ func TestUnit(t *testing.T) {
 		"MemorySwapMax": func(p *process) { p.swap = "max" },
 		"ProtectSystem": func(p *process) { p.mounts = strings.Replace(p.mounts, "/ / ro", "/ / rw", 1) },
 		"ProtectHome":   func(p *process) { p.mounts = strings.Replace(p.mounts, "/home", "/hom", 1) },
-		"PrivateTmp":    func(p *process) { p.mounts = strings.Replace(p.mounts, "/tmp", "/var/tmp", 1) },
+		"PrivateTmp":    func(p *process) { p.mounts = strings.Replace(p.mounts, "systemd-private-", "", 1) },
 	} {
 		p := confined()
 		loosen(&p)

@@ -54,7 +54,7 @@ func directives() []directive {
 		{"MemorySwapMax=0", "memory with secrets may be swapped out", func(p *process) bool { return p.swap == "" || p.swap == "0" }},
 		{"ProtectSystem=strict", "the file system is open to writing", func(p *process) bool { return p.mounted("/", "ro") }},
 		{"ProtectHome=yes", "home directories are open to it", func(p *process) bool { return p.mounted("/home", "") || p.mounted("/root", "") }},
-		{"PrivateTmp=yes", "it shares /tmp with everybody", func(p *process) bool { return p.mounted("/tmp", "") }},
+		{"PrivateTmp=yes", "it shares /tmp with everybody", func(p *process) bool { return strings.Contains(p.root("/tmp"), "systemd-private-") }},
 	}
 }
 
@@ -102,4 +102,14 @@ func (p *process) mounted(point, option string) (found bool) {
 		found = option == "" || strings.Contains(","+f[5]+",", ","+option+",")
 	}
 	return found
+}
+
+// root is which directory of its file system is mounted at point.
+func (p *process) root(point string) (root string) {
+	for line := range strings.Lines(p.mounts) {
+		if f := strings.Fields(line); len(f) >= 6 && unescape(f[4]) == point {
+			root = f[3]
+		}
+	}
+	return root
 }

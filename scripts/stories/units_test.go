@@ -38,7 +38,7 @@ func TestUnitsUnderSystemd(t *testing.T) {
 		run  func(*testing.T)
 	}{
 		{"install", h.install}, {"server", h.server}, {"gate with a credential of systemd", h.gate}, {"agent with a chip", h.agent},
-		{"files and sandbox", h.sandbox}, {"people at the socket", h.people}, {"watchdog", h.watchdog},
+		{"files and sandbox", h.sandbox}, {"doctor", h.doctor}, {"people at the socket", h.people}, {"watchdog", h.watchdog},
 		{"a wrong configuration is not tried again", h.wrong}, {"agent with a credential of systemd", h.credential},
 		{"no secret in the journal", h.journal},
 	} {
