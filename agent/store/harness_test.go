@@ -101,13 +101,7 @@ func (d crashDaemon) env() []string {
 // open opens the daemon's key storage and its store. Everything is below dir,
 // and all is made anew when there is nothing.
 func (d crashDaemon) open(ctx context.Context) (*Store, hsm.Module, error) {
-	var m hsm.Module
-	var err error
-	if d.tpm != "" {
-		m, err = tpm.Open(ctx, d.tpm, quiet())
-	} else {
-		m, err = file.Open(filepath.Join(d.dir, "device-secret"))
-	}
+	m, err := d.module(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -116,6 +110,13 @@ func (d crashDaemon) open(ctx context.Context) (*Store, hsm.Module, error) {
 		return nil, nil, errors.Join(err, m.Close())
 	}
 	return s, m, nil
+}
+
+func (d crashDaemon) module(ctx context.Context) (hsm.Module, error) {
+	if d.tpm != "" {
+		return tpm.Open(ctx, d.tpm, quiet())
+	}
+	return file.Open(filepath.Join(d.dir, "device-secret"))
 }
 
 // crashConfig is the store of all daemons here.
