@@ -77,7 +77,20 @@ func keys(s *agent.Status) any {
 	if !s.Keys.Open {
 		return verb.Bad("not available: " + s.Keys.Text)
 	}
-	return fmt.Sprintf("%s: %s", s.Keys.Level, s.Keys.Text)
+	k := &s.Keys
+	text := fmt.Sprintf("%s: %s", k.Level, k.Text)
+	if k.Bond != "" {
+		text += "; bound to: " + k.Bond
+	}
+	switch {
+	case k.Reenroll:
+		return verb.Bad(text + "; the keys inside the earlier one are gone: enroll anew")
+	case k.Fallback != nil:
+		return verb.Warn(text + "; fell back " + verb.Time(k.Fallback.At) + ": lost " + k.Fallback.Lost)
+	case k.NotMeasured:
+		return verb.Warn(text + "; the boot of this machine is not measured, so not bound to it")
+	}
+	return text
 }
 
 func link(s *agent.Status) any {
