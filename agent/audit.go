@@ -42,7 +42,7 @@ func (v *vault) audit(tx *store.Tx, kind audit.Kind, subject any, format string,
 	return audit.Append(tx, v.clock.Stamp(), kind, fmt.Sprint(subject), fmt.Sprintf(format, args...))
 }
 
-// Audit logs what has no effect of its own in the store; several share a commit.
+// logged logs what has no effect of its own in the store; several share a commit.
 func (v *vault) logged(kind audit.Kind, subject any, format string, args ...any) error {
 	err := v.store.Batch(func(tx *store.Tx) error { return v.audit(tx, kind, subject, format, args...) })
 	if err != nil {
@@ -52,8 +52,15 @@ func (v *vault) logged(kind audit.Kind, subject any, format string, args ...any)
 	return nil
 }
 
-// logLosses logs what the store lost since it was last opened.
-func (v *vault) logLosses() error {
+// logLosses logs what the store lost since it was last opened. A full disk does
+// not keep the daemon from starting: it is logged by the next start then.
+func (v *vault) logLosses() {
+	if err := v.logLoss(); err != nil {
+		v.log.Error("a loss is not in the audit log", "err", err)
+	}
+}
+
+func (v *vault) logLoss() error {
 	st := v.store.State()
 	if st.Incarnation == 0 {
 		return nil

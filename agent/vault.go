@@ -152,7 +152,8 @@ func openVault(ctx context.Context, opener Opener, r Remedy, clock *Clock, log *
 	if err = v.openIdentity(ctx); err != nil {
 		return nil, err
 	}
-	if err = errors.Join(v.logLosses(), v.noticeLoss()); err != nil {
+	v.logLosses()
+	if err = v.noticeLoss(); err != nil {
 		return nil, err
 	}
 	v.anchor()
@@ -199,7 +200,8 @@ func (v *vault) openIdentity(ctx context.Context) (err error) {
 				return err
 			}
 		}
-		return errors.Join(tx.PutBlob(blobIdentity, fresh), v.audit(tx, audit.IdentityCreated, v.module.Level(), ""))
+		return errors.Join(tx.PutBlob(blobIdentity, fresh), audit.Adopt(tx, v.identity.Public()),
+			v.audit(tx, audit.IdentityCreated, v.device, "level %s", v.module.Level()))
 	})
 	if err != nil {
 		return fmt.Errorf("keep identity key: %w", err)

@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"fmt"
 
 	"github.com/kagimori/kagimori/agent/store"
@@ -55,6 +56,22 @@ func Sign(s Statement, identity crypto.Signer) (*Anchor, error) {
 		return nil, fmt.Errorf("sign audit anchor: %w", err)
 	}
 	return &Anchor{Statement: s, Signature: signature}, nil
+}
+
+// A signer is an identity key that anchors this log, or did before the chip was
+// replaced.
+type signer struct {
+	Public []byte `cbor:"1,keyasint"` // DER, SubjectPublicKeyInfo
+}
+
+// Adopt takes note of the identity key that anchors the log from now on. It
+// belongs into the transaction that keeps that key.
+func Adopt(tx *store.Tx, identity crypto.PublicKey) error {
+	spki, err := x509.MarshalPKIXPublicKey(identity)
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	return tx.Put(bucketSigners, transport.NewDeviceID(spki).String(), &signer{Public: spki})
 }
 
 // Head gives what is to be signed next, for a store that is at epoch. due is

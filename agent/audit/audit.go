@@ -43,6 +43,7 @@ const (
 const (
 	bucketEntries = "audit"         // sequence number, 16 hex digits → Entry
 	bucketAnchors = "audit-anchors" // likewise, of the entry that is signed → Anchor
+	bucketSigners = "audit-signers" // device, in hex → signer
 	bucketState   = "audit-state"
 	keyHead       = "head" // head
 	keyBase       = "base" // Anchor: what the oldest entry follows

@@ -370,3 +370,43 @@ func TestAnchorByOpenssl(t *testing.T) {
 		t.Error("openssl takes another message")
 	}
 }
+
+// The chip was replaced and the store recovered: the anchors of the key before
+// still verify, and cannot be added to.
+func TestChipReplaced(t *testing.T) {
+	j, other := newJournal(t), newJournal(t)
+	adopt := func(by *journal) {
+		j.update(func(tx *store.Tx) error { return Adopt(tx, by.identity.Public()) })
+	}
+	adopt(j)
+	j.append(3)
+	j.change()
+	old := *j
+	j.identity, j.device = other.identity, other.device
+	j.append(1)
+	if r := j.verify(); !r.Sound || r.Earlier != 1 || r.Anchored != 0 || len(r.Gaps) != 1 {
+		t.Errorf("before the new key has signed: %+v", r)
+	}
+	adopt(j)
+	j.epoch++
+	j.anchor(j.identity, j.epoch)
+	if r := j.verify(); !r.Sound || r.Earlier != 1 || r.Anchored != 4 || len(r.Gaps) > 0 || r.Proof == nil {
+		t.Errorf("after: %+v", r)
+	}
+	entries := j.entries()
+	entries[1].Subject = "cr-9"
+	j.rewrite(entries)
+	if r := j.verify(); r.Sound || r.Break.Seq != 3 {
+		t.Errorf("rewritten: %+v", r.Break)
+	}
+	entries[1].Subject = "cr-2"
+	j.rewrite(entries)
+	j.append(1)
+	j.epoch++
+	j.device = old.device
+	j.anchor(old.identity, j.epoch)
+	j.device = other.device
+	if r := j.verify(); r.Sound || !strings.Contains(r.Break.Reason, "contradict") {
+		t.Errorf("the old key signs on: %+v", r)
+	}
+}

@@ -33,8 +33,11 @@ type Report struct {
 	StoreEpoch uint64    `json:"store_epoch"`
 	Unanchored int       `json:"unanchored"`
 	Anchors    int       `json:"anchors"`
-	Since      time.Time `json:"anchored_since,omitzero"` // of the oldest anchor
-	Proof      *Proof    `json:"proof,omitempty"`
+	// Earlier is how many of them are by keys that this device had before its
+	// chip was replaced: this device's own cover what those were for, too.
+	Earlier int       `json:"anchors_by_earlier_keys,omitempty"`
+	Since   time.Time `json:"anchored_since,omitzero"` // of the oldest anchor
+	Proof   *Proof    `json:"proof,omitempty"`
 }
 
 // A Break is the first thing that is wrong.
@@ -91,6 +94,8 @@ type verifier struct {
 	report   Report
 	anchors  []Anchor // by epoch, and so by Seq
 	prior    bool     // an anchor or the base has been seen
+	last     uint64   // and this was its epoch
+	earlier  map[transport.DeviceID]*ecdsa.PublicKey
 }
 
 func (v *verifier) broken(seq uint64, format string, args ...any) error {
@@ -99,6 +104,9 @@ func (v *verifier) broken(seq uint64, format string, args ...any) error {
 }
 
 func (v *verifier) run() error {
+	if err := v.loadSigners(); err != nil {
+		return err
+	}
 	at, err := v.base()
 	if err != nil {
 		return err
@@ -123,7 +131,7 @@ func (v *verifier) run() error {
 	}
 	v.report.Unanchored = int(at.Seq - v.report.Anchored)
 	if v.prior {
-		v.gap(v.report.Epoch, v.report.StoreEpoch)
+		v.gap(v.report.Epoch, v.report.StoreEpoch) // 0: this device has signed for nothing yet
 	}
 	return nil
 }
@@ -150,8 +158,10 @@ func (v *verifier) base() (at head, err error) {
 	if !s.Base {
 		return at, v.broken(s.Seq, "the base is no base")
 	}
-	v.prior = true
-	v.report.Anchored, v.report.Epoch = s.Seq, s.Epoch
+	v.prior, v.last = true, s.Epoch
+	if s.Device == v.device {
+		v.report.Anchored, v.report.Epoch = s.Seq, s.Epoch
+	}
 	return head{s.Seq, s.Hash}, v.signed(&base)
 }
 
@@ -163,17 +173,36 @@ func (v *verifier) signed(a *Anchor) error {
 		return err
 	}
 	digest := sha256.Sum256(message)
-	switch {
-	case s.Device != v.device:
-		return v.broken(s.Seq, "the anchor at epoch %d is of another device", s.Epoch)
-	case !ecdsa.VerifyASN1(v.identity, digest[:], a.Signature):
+	key := v.identity
+	if s.Device != v.device {
+		if key = v.earlier[s.Device]; key == nil {
+			return v.broken(s.Seq, "the anchor at epoch %d is of another device", s.Epoch)
+		}
+	}
+	if !ecdsa.VerifyASN1(key, digest[:], a.Signature) {
 		return v.broken(s.Seq, "the anchor at epoch %d was not signed by this device's key storage", s.Epoch)
 	}
 	return nil
 }
 
+// loadSigners reads the keys that anchored this log before the present one.
+func (v *verifier) loadSigners() error {
+	v.earlier = map[transport.DeviceID]*ecdsa.PublicKey{}
+	return v.tx.Each(bucketSigners, func(_ string, decode func(any) error) error {
+		var r signer
+		if err := decode(&r); err != nil {
+			return v.damaged(0, err)
+		}
+		public, err := x509.ParsePKIXPublicKey(r.Public)
+		if key, ok := public.(*ecdsa.PublicKey); ok && err == nil {
+			v.earlier[transport.NewDeviceID(r.Public)] = key
+		}
+		return nil
+	})
+}
+
 func (v *verifier) loadAnchors(base head) error {
-	last := uint64(0)
+	last, own := uint64(0), false
 	return v.tx.Each(bucketAnchors, func(_ string, decode func(any) error) error {
 		var a Anchor
 		if err := decode(&a); err != nil {
@@ -185,9 +214,10 @@ func (v *verifier) loadAnchors(base head) error {
 			return v.broken(s.Seq, "the anchor at epoch %d is none", s.Epoch)
 		case s.Seq <= base.Seq:
 			return nil // for what was removed; a crash came between
-		case s.Seq < last:
+		case s.Seq < last, own && s.Device != v.device:
 			return v.broken(s.Seq, "the anchors contradict each other")
 		}
+		own = s.Device == v.device
 		last = s.Seq
 		v.anchors = append(v.anchors, a)
 		return v.signed(&a)
@@ -242,12 +272,16 @@ func (v *verifier) anchored(at head) error {
 func (v *verifier) taken(a *Anchor) error {
 	s, r := &a.Statement, &v.report
 	if v.prior {
-		v.gap(r.Epoch, s.Since)
+		v.gap(v.last, s.Since)
 	}
+	v.prior, v.last = true, s.Epoch
 	if r.Anchors++; r.Since.IsZero() && s.Time > 0 {
 		r.Since = time.Unix(s.Time, 0).UTC()
 	}
-	v.prior = true
+	if s.Device != v.device {
+		r.Earlier++
+		return nil
+	}
 	message, err := s.Message()
 	if err != nil {
 		return err
