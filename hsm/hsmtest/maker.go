@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha512"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -153,4 +154,45 @@ func NewMadeTPM(t testing.TB) (p *TPM, roots []byte) {
 	}
 	p.Start()
 	return p, roots
+}
+
+// PEM is a certificate as text.
+func PEM(der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}) }
+
+// Resign makes a certificate around a TBSCertificate that crypto/x509 would not
+// make.
+func (m *Maker) Resign(tbs []byte, algorithm pkix.AlgorithmIdentifier) []byte {
+	m.t.Helper()
+	digest := sha512.Sum384(tbs)
+	signature, err := ecdsa.SignASN1(rand.Reader, m.key, digest[:])
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	der, err := asn1.Marshal(struct {
+		TBS       asn1.RawValue
+		Algorithm pkix.AlgorithmIdentifier
+		Signature asn1.BitString
+	}{asn1.RawValue{FullBytes: tbs}, algorithm, asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return der
+}
+
+// DER is its CA certificate.
+func (m *Maker) DER() []byte { return m.cert.Raw }
+
+// Under is an issuing CA of the maker, with a key of its own.
+func (m *Maker) Under() *Maker {
+	m.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "Issuer of TPMs"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(10, 0, 0),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	return &Maker{t: m.t, key: key, cert: m.sign(template, key.Public(), m.cert)}
 }
