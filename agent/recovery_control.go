@@ -180,11 +180,24 @@ func (a *Agent) recoveryExport(_ context.Context, call *control.Call) error {
 	if err := call.Params(&in); err != nil {
 		return err
 	}
+	out, passphrase, err := a.exportFile(call.Peer.Name())
+	if err != nil {
+		return err
+	}
+	defer passphrase.Wipe()
+	if out.Passphrase, err = control.SealTo(in.ReplyKey, LabelRecovery, passphrase); err != nil {
+		return err
+	}
+	return call.Reply(out)
+}
+
+// exportFile makes a recovery file for somebody.
+func (a *Agent) exportFile(by string) (*RecoveryExported, transport.Sensitive, error) {
 	a.intake.Lock() // Argon2id takes memory
 	defer a.intake.Unlock()
 	v, err := a.open()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	f := transport.RecoveryFile{Device: v.device, Made: v.clock.Stamp()}
 	err = v.store.View(func(tx *store.Tx) error {
@@ -195,9 +208,9 @@ func (a *Agent) recoveryExport(_ context.Context, call *control.Call) error {
 		return err
 	})
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	out := RecoveryExported{Store: f.Store, Terminal: f.Terminal}
+	out := &RecoveryExported{Store: f.Store, Terminal: f.Terminal}
 	var passphrase transport.Sensitive
 	err = v.kept.WithKey(func(key *hsm.Secret) (err error) {
 		f.Key = key.Bytes()
@@ -207,19 +220,16 @@ func (a *Agent) recoveryExport(_ context.Context, call *control.Call) error {
 	})
 	debug.FreeOSMemory()
 	if err != nil {
-		return err
-	}
-	defer passphrase.Wipe()
-	if out.Passphrase, err = control.SealTo(in.ReplyKey, LabelRecovery, passphrase); err != nil {
-		return err
+		return nil, nil, err
 	}
 	err = v.update(func(tx *store.Tx) error {
-		return errors.Join(tx.Put(bucketRecovery, keyExport, &exportRecord{Time: f.Made}), v.audit(tx, audit.RecoverySet, call.Peer.Name(), "a recovery file was made"))
+		return errors.Join(tx.Put(bucketRecovery, keyExport, &exportRecord{Time: f.Made}), v.audit(tx, audit.RecoverySet, by, "a recovery file was made"))
 	})
 	if err != nil {
-		return err
+		passphrase.Wipe()
+		return nil, nil, err
 	}
-	return call.Reply(out)
+	return out, passphrase, nil
 }
 
 func (a *Agent) recoveryImport(ctx context.Context, call *control.Call) error {

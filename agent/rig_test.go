@@ -122,10 +122,14 @@ type server struct {
 	polls     int
 	states    []transport.TerminalState
 	// recovery and recoveryKey are of the public recovery key; 0: none.
-	recovery    uint32
-	recoveryKey []byte
-	fault       func(e *transport.Envelope) *transport.Fault // nil: none
-	lose        func(reply string) bool                      // a reply that does not arrive
+	recovery     uint32
+	recoveryKey  []byte
+	recoverySeed transport.Sensitive
+	approve      bool // requests for store keys are granted
+	asked        []transport.RecoveryRequest
+	taken        []transport.RecoveryTaken
+	fault        func(e *transport.Envelope) *transport.Fault // nil: none
+	lose         func(reply string) bool                      // a reply that does not arrive
 }
 
 type issued struct {
@@ -221,6 +225,28 @@ func (s *server) answer(e *transport.Envelope) (transport.Body, error) {
 			noted.Key = s.recoveryKey
 		}
 		return noted, nil
+	case "recovery.request":
+		m, err := transport.Open[transport.RecoveryRequest](e)
+		if err != nil {
+			return nil, err
+		}
+		s.asked = append(s.asked, *m)
+		if !s.approve {
+			return &transport.RecoveryState{ID: m.ID, State: transport.RecoveryAsked}, nil
+		}
+		key, err := m.Wrap.Open(s.recoverySeed)
+		if err != nil {
+			return nil, err
+		}
+		return transport.RecoveryGrant{ID: m.ID, Deployment: testDeployment, Terminal: s.terminal, Device: s.device,
+			Origin: m.Wrap.Device, Store: m.Wrap.Store}.Seal(m.Recipient, key)
+	case "recovery.taken":
+		m, err := transport.Open[transport.RecoveryTaken](e)
+		if err != nil {
+			return nil, err
+		}
+		s.taken = append(s.taken, *m)
+		return &transport.RecoveryState{ID: m.ID, State: transport.RecoveryDone}, nil
 	case "command.poll":
 		s.polls++
 		next := &transport.CommandNext{Nonce: s.nonce}
