@@ -53,6 +53,8 @@ type Config struct {
 	Receive func(context.Context, *transport.Envelope) error
 	Relays  []relay.Config
 	Keycopy *KeycopyConfig
+	// Passphrase is where key storage asks for one; nil: nobody can give it.
+	Passphrase *PassphraseDesk
 	// StateDir is where the store is, for what is set aside there and for the doctor. Examine
 	// asks key storage how it is while it does not open; nil: it is not asked.
 	StateDir string
@@ -91,6 +93,7 @@ type Agent struct {
 	seen     map[string]hsm.Blob    // guarded by mu: what is in clear in a store that does not open
 	watchers map[chan struct{}]bool // guarded by mu
 	intake   sync.Mutex             // held while a bundle is taken in
+	unlocks  sync.Mutex             // held while a passphrase is tried
 }
 
 // errStarting is a storage that nobody has tried to open yet.

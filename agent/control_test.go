@@ -59,6 +59,7 @@ func TestClasses(t *testing.T) {
 		"AuditList": control.Read, "AuditVerify": control.Read, "Doctor": control.Read, "KeyStorage": control.Read,
 		"LockoutSet": control.Admin, "LockoutReset": control.Admin, "PINSet": control.Admin, "PINClear": control.Admin,
 		"RecoveryStatus": control.Read, "RecoveryStart": control.Admin, "RecoveryAcceptOlder": control.Admin, "RecoveryExport": control.Admin, "RecoveryImport": control.Admin,
+		"Unlock": control.Operate, "PassphraseSet": control.Admin, "PassphraseRemove": control.Admin,
 	}
 	got := map[string]control.Class{}
 	for _, m := range testAgent(t, Config{}).Interface().Methods {

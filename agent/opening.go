@@ -82,10 +82,13 @@ func (a *Agent) openVault(ctx context.Context, fatal context.CancelCauseFunc) (*
 		}
 		seen := a.look(ctx, err)
 		a.mu.Lock()
+		before := a.cause
 		a.problem, a.cause, a.seen = problem, err, seen
 		a.mu.Unlock()
 		a.link.set(LinkStatus{State: LinkStarting, Error: "waits for key storage"})
-		a.log.Error("key storage does not open; trying again", "err", err, "next", problem.Next, "pause", pause)
+		if !errors.Is(err, hsm.ErrPassphrase) || !errors.Is(before, hsm.ErrPassphrase) { // it waits for somebody, not for luck
+			a.log.Error("key storage does not open; trying again", "err", err, "next", problem.Next, "pause", pause)
+		}
 		once()
 		if with, err = a.awaitRemedy(ctx, loop, pause); err != nil {
 			return nil, nil
@@ -207,7 +210,8 @@ func storageProblem(err error) (p *control.Problem, fatal bool) {
 		fatal bool
 	}{
 		{store.ErrLocked, control.Conflict, "stop the other daemon first, or give this one a state directory of its own (state_dir)", true},
-		{hsm.ErrAbsent, control.Storage, "check that the TPM is there and enabled and that the daemon's user may open it (group tss), or correct [hsm] in the configuration", false},
+		{hsm.ErrPassphrase, control.Storage, "give it with: kagimori unlock; if nobody knows it any more, see: kagimori recovery --help", false},
+		{hsm.ErrAbsent, control.Storage, "check that the TPM is there and enabled and that the daemon's user may open it (group tss), or that the unit passes the credential that is named; or correct [hsm] in the configuration", false},
 		{hsm.ErrBusy, control.Storage, "stop the other program that uses the TPM, or use /dev/tpmrm0, which can be shared", false},
 		{hsm.ErrOwnerAuth, control.Storage, "clear the TPM's owner password, or set [hsm] kind = \"file\" and provision anew", false},
 		{hsm.ErrLockout, control.Storage, "wait until the TPM's lockout has passed; do not restart it again and again, that prolongs it", false},

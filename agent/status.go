@@ -149,7 +149,7 @@ func (a *Agent) Status() Status {
 
 // keysOpen is how keys at rest are while they can be used.
 func (a *Agent) keysOpen(v *vault) KeysStatus {
-	s, st := keysStatus(v.module.Level()), v.store.State()
+	s, st := keysStatus(v.module), v.store.State()
 	s.Bond, s.NotMeasured, s.RollbackProof, s.Incarnation, s.Fallback = st.Bond, st.NotMeasured, st.RollbackProof, st.Incarnation, st.Fallback
 	if r, err := v.recoveryStatus(a.cfg.Program); err == nil {
 		s.Reenroll, s.Recoverable = r.Reenroll, r.Wrap > 0 || !r.Exported.IsZero()
@@ -164,11 +164,16 @@ func (a *Agent) keysOpen(v *vault) KeysStatus {
 }
 
 // keysStatus says what a level is worth.
-func keysStatus(level hsm.Level) KeysStatus {
+func keysStatus(m hsm.Module) KeysStatus {
+	level := m.Level()
 	s := KeysStatus{Open: true, Level: level}
+	guard, _ := m.(hsm.Passphrases)
 	switch level {
 	case hsm.LevelFile:
 		s.Text = "a secret file on this device: a copied backup is safe, a stolen device is not"
+		if guard != nil && guard.HasPassphrase() {
+			s.Text = "a secret file on this device and a passphrase: what lies on a disk that is switched off is as safe as the passphrase is hard to guess"
+		}
 	case hsm.LevelTPM:
 		s.Text = "the TPM of this device"
 	case hsm.LevelTPMSocket:

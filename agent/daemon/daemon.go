@@ -53,7 +53,8 @@ func (d *Daemon) Agent(cfg agent.Config, keys configs.HSM, stateDir string) (*ag
 		return nil, control.Problemf(control.Storage, "make it for the daemon's user, mode 0700, or correct state_dir", "state directory: %w", err)
 	}
 	cfg.Program, cfg.Version, cfg.StateDir = d.Program, verb.Version, stateDir
-	where := open.Config{Kind: keys.Kind, Path: keys.Path, Dir: stateDir}
+	cfg.Passphrase = &agent.PassphraseDesk{}
+	where := open.Config{Kind: keys.Kind, Path: keys.Path, Dir: stateDir, Passphrase: keys.Passphrase, Ask: cfg.Passphrase.Ask}
 	cfg.Examine = func(ctx context.Context) (hsm.Health, error) { return open.Examine(ctx, where, d.Log) }
 	storage := agent.Storage(where, agent.StoreConfig{Dir: stateDir, Check: CheckStore}, d.Log)
 	a, err := agent.New(cfg, storage, d.Dog, d.Log)

@@ -92,7 +92,11 @@ func (cfg Config) passphrase() func(context.Context) (*hsm.Secret, error) {
 		if cfg.Passphrase == "" || cfg.Passphrase == Ask {
 			return nil, hsm.ErrPassphrase
 		}
-		return file.ReadPassphrase(cfg.Passphrase)
+		p, err := file.ReadPassphrase(cfg.Passphrase)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", hsm.ErrPassphrase, err) // somebody may give it by hand
+		}
+		return p, nil
 	}
 }
 

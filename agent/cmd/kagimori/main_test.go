@@ -52,8 +52,8 @@ func newBox(t *testing.T) *box {
 	return b
 }
 
-// start runs the daemon until the test ends.
-func (b *box) start() {
+// start runs the daemon until the test ends, or until it is stopped.
+func (b *box) start() (halt func()) {
 	b.t.Helper()
 	ctx, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -62,7 +62,9 @@ func (b *box) start() {
 			b.t.Errorf("run: %v", err)
 		}
 	})
-	b.t.Cleanup(func() { stop(); wg.Wait() })
+	halt = func() { stop(); wg.Wait() }
+	b.t.Cleanup(halt)
+	return halt
 }
 
 // try runs a verb.

@@ -36,6 +36,9 @@ func ReadSecret(cmd *cobra.Command, prompt string) (transport.Sensitive, error) 
 	return secret, nil
 }
 
+// Asks says whether ReadSecret asks a person.
+func Asks(cmd *cobra.Command) bool { return onTerminal(cmd.InOrStdin()) }
+
 // readHidden prompts and reads a line without echo. Echo is off before the
 // prompt appears: whoever types at once is not seen either. When ctx ends it
 // gives up. The terminal is left as it was.
