@@ -155,4 +155,9 @@ func counterGone(p *patient) {
 	p.chip.Tool("tpm2_nvundefine", "-C", "o", "0x1804B00")
 	p.run()
 	p.finds("counter-gone", 29)
+	p.verb("", "kagimori", "recovery", "accept-older", "--yes")
+	g := p.finds("store-fallback", 32)
+	if slices.Contains(g.classes(), "counter-gone") {
+		p.t.Errorf("a new counter was not made: %+v", g.Findings)
+	}
 }

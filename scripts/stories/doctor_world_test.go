@@ -1,7 +1,6 @@
 package stories
 
 import (
-	"encoding/json"
 	"strings"
 	"testing"
 	"time"
@@ -36,7 +35,9 @@ func TestDoctorFindsTheServerGone(t *testing.T) {
 	m.query(&list, "kagimori", "audit", "list")
 	var kinds []string
 	for _, e := range list.Entries {
-		kinds = append(kinds, e.Kind)
+		if e.Kind != "recovery-set" { // whenever the server gets to it
+			kinds = append(kinds, e.Kind)
+		}
 	}
 	if got := strings.Join(kinds, " "); got != "identity-created provisioned enrolled installed copy-offered" {
 		t.Errorf("the log tells %s", got)
@@ -44,11 +45,9 @@ func TestDoctorFindsTheServerGone(t *testing.T) {
 	m.sound()
 
 	// The gate has a doctor and a log of its own.
-	r := d.gate.run("", "kagimori-gate", "--socket", d.gate.socket("kagimori-gate"), "doctor", "--json")
-	var gate diagnosis
-	if err := json.Unmarshal([]byte(r.out), &gate); err != nil || r.code != 0 {
-		t.Errorf("the gate's doctor: exit %d, %v\n%s%s", r.code, err, r.out, r.err)
-	}
+	d.gate.until("the gate's doctor finds nothing", func() bool {
+		return d.gate.run("", "kagimori-gate", "--socket", d.gate.socket("kagimori-gate"), "doctor").code == 0
+	})
 	if out := d.gate.verb("", "kagimori-gate", "audit", "list"); !strings.Contains(out, "installed") {
 		t.Errorf("the gate's log: %s", out)
 	}
