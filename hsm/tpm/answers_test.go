@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
@@ -52,7 +53,7 @@ func FuzzAnswers(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(bytes.Repeat([]byte{4, 0, 0, 0, 0}, 20))
 	f.Add(bytes.Repeat([]byte{40, 0xff, 0xff, 0xff, 0xff}, 40))
-	sealed := tpm2.Marshal(template(hsm.PurposeSeal))
+	sealed := slices.Concat(template(hsm.PurposeSeal), area{0, 32}, make(area, 32))
 	f.Fuzz(func(t *testing.T, script []byte) {
 		log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))
 		reader := bytes.NewReader(script)
@@ -93,7 +94,7 @@ func madChip(t *testing.T, ctx context.Context, m *Module, owner [hsm.OwnerSize]
 		}
 		return b
 	}
-	full := func(area []byte) []byte { return append(append(area, 0, 32), make([]byte, 32)...) }
+	full := func(a area) []byte { return slices.Concat(a, area{0, 32}, make(area, 32)) }
 	b := bond{selection: selection{1 << 7}, values: hsm.PCRs{7: {1}}}
 	boot := encode(hsm.PurposeBoot, append(b.encode(), full(sealedArea(bootAttributes, b.policy()))...), make([]byte, 64))
 	behind := encode(hsm.PurposePIN, full(sealedArea(pinAttributes, nil)), make([]byte, 64))

@@ -11,8 +11,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/google/go-tpm/tpm2"
-
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -29,7 +27,7 @@ type proven struct {
 // if no maker vouches for the chip. Where the endorsement key is RSA and not
 // stored, the chip makes it anew, which may take it a minute.
 func (m *Module) Evidence(ctx context.Context, identity hsm.Blob, nonce [32]byte) (*hsm.Evidence, hsm.Blob, error) {
-	item, _, err := decode(identity, hsm.PurposeKey)
+	item, err := decode(identity, hsm.PurposeKey)
 	if err != nil {
 		return nil, nil, fmt.Errorf("prove the TPM: %w", err)
 	}
@@ -45,7 +43,7 @@ func (c *chip) prove(identity hsm.Item, nonce [32]byte) (proven, error) {
 	if err := c.rootFor(identity.Owner); err != nil {
 		return none, err
 	}
-	e := &hsm.Evidence{Root: tpm2.Marshal(c.root.public), Identity: identity.Public}
+	e := &hsm.Evidence{Root: c.root.public, Identity: identity.Public}
 	if err := c.endorse(e); err != nil {
 		return none, err
 	}
@@ -53,7 +51,7 @@ func (c *chip) prove(identity hsm.Item, nonce [32]byte) (proven, error) {
 	if err != nil {
 		return none, fmt.Errorf("make attestation key: %w", err)
 	}
-	ak, _, err := decode(blob, hsm.PurposeAttest)
+	ak, err := decode(blob, hsm.PurposeAttest)
 	if err != nil {
 		return none, err
 	}
@@ -63,21 +61,21 @@ func (c *chip) prove(identity hsm.Item, nonce [32]byte) (proven, error) {
 		return none, err
 	}
 	defer c.flush(by)
-	sign := entity{by, nameOf(ak.Public).Buffer}
-	if e.RootProof, err = c.certify(entity{c.root.handle, c.root.name.Buffer}, sign, nonce); err != nil {
+	sign := entity{by, nameOf(ak.Public)}
+	if e.RootProof, err = c.certify(entity{c.root.handle, c.root.name}, sign, nonce); err != nil {
 		return none, fmt.Errorf("certify the storage root key: %w", err)
 	}
 	if err := c.load(identity); err != nil {
 		return none, err
 	}
-	if e.IdentityProof, err = c.certify(entity{c.loaded.handle, nameOf(identity.Public).Buffer}, sign, nonce); err != nil {
+	if e.IdentityProof, err = c.certify(entity{c.loaded.handle, nameOf(identity.Public)}, sign, nonce); err != nil {
 		return none, fmt.Errorf("certify the identity key: %w", err)
 	}
 	return proven{e, blob}, nil
 }
 
-// algNull is TPM_ALG_NULL where it stands for "the key's own", or "none".
-var algNull = []byte{0x00, 0x10}
+// keysOwn is TPM_ALG_NULL where it stands for "the key's own", or "none".
+var keysOwn = []byte{0x00, algNull}
 
 // certify has a key state the Name of an object: TPM2_Certify (Part 3, 18.2).
 // The session authorises the key; the object's auth value is empty.
@@ -87,8 +85,8 @@ func (c *chip) certify(object, by entity, nonce [32]byte) (hsm.Proof, error) {
 		return hsm.Proof{}, err
 	}
 	_, params, err := c.ask(command{
-		code: tpm2.TPMCCCertify, handles: []entity{object, by}, auth: both{noPassword{}, auth},
-		params: append(sized(nil, nonce[:]), algNull...),
+		code: ccCertify, handles: []entity{object, by}, auth: both{noPassword{}, auth},
+		params: append(sized(nil, nonce[:]), keysOwn...),
 	})
 	if err != nil {
 		return hsm.Proof{}, err
@@ -100,7 +98,7 @@ func (c *chip) certify(object, by entity, nonce [32]byte) (hsm.Proof, error) {
 // Activate opens a challenge that was made for this chip's endorsement key and
 // the AK of Evidence. One that was not is hsm.ErrBlob.
 func (m *Module) Activate(ctx context.Context, ak hsm.Blob, challenge hsm.Challenge) (*hsm.Secret, error) {
-	item, _, err := decode(ak, hsm.PurposeAttest)
+	item, err := decode(ak, hsm.PurposeAttest)
 	if err != nil {
 		return nil, fmt.Errorf("open challenge: %w", err)
 	}
@@ -135,8 +133,8 @@ func (c *chip) activate(ak hsm.Item, k endorser, challenge hsm.Challenge) (*hsm.
 	}
 	defer done()
 	_, params, err := c.ask(command{ // TPM2_ActivateCredential (Part 3, 12.5)
-		code: tpm2.TPMCCActivateCredential, auth: both{object, use},
-		handles: []entity{{c.loaded.handle, nameOf(ak.Public).Buffer}, {ek.handle, ek.name}},
+		code: ccActivateCredential, auth: both{object, use},
+		handles: []entity{{c.loaded.handle, nameOf(ak.Public)}, {ek.handle, ek.name}},
 		params:  sized(sized(nil, challenge.Credential), challenge.Secret),
 	})
 	if badParameter(err) {
@@ -159,8 +157,7 @@ func (m *Module) ImportWrapped(ctx context.Context, key hsm.Wrapped) (hsm.Blob, 
 	if len(key.Public) > hsm.MaxBlob || len(key.Duplicate) > hsm.MaxBlob || len(key.Seed) > hsm.MaxBlob {
 		return nil, fmt.Errorf("import wrapped key: %w", hsm.ErrTooLong)
 	}
-	public, err := tpm2.Unmarshal[tpm2.TPMTPublic](key.Public)
-	if err != nil || !fits(*public, wrappedMAC()) || !bytes.Equal(tpm2.Marshal(public), key.Public) {
+	if !wrappedMAC().fits(key.Public) {
 		return nil, fmt.Errorf("import wrapped key: %w: its public part is not that of a MAC key that stays here", hsm.ErrBlob)
 	}
 	key.Public, key.Duplicate, key.Seed = bytes.Clone(key.Public), bytes.Clone(key.Duplicate), bytes.Clone(key.Seed)
@@ -182,8 +179,8 @@ func (c *chip) importWrapped(key hsm.Wrapped) (hsm.Blob, error) {
 		params = sized(params, part)
 	}
 	_, params, err = c.ask(command{ // TPM2_Import (Part 3, 13.3)
-		code: tpm2.TPMCCImport, handles: []entity{{c.root.handle, c.root.name.Buffer}}, auth: auth,
-		params: append(params, algNull...),
+		code: ccImport, handles: []entity{{c.root.handle, c.root.name}}, auth: auth,
+		params: append(params, keysOwn...),
 	})
 	if badParameter(err) {
 		return nil, fmt.Errorf("%w: wrapped for another storage root key, or altered (%v)", hsm.ErrBlob, err)
@@ -208,11 +205,7 @@ func (c *chip) importWrapped(key hsm.Wrapped) (hsm.Blob, error) {
 // wrappedMAC is the template of a MAC key from outside. It has neither of the
 // attributes that bind to chip and parent, for TPM2_Import takes none that do,
 // and no policy, without which nothing leaves a chip (Part 3, 13.1).
-func wrappedMAC() tpm2.TPMTPublic {
-	public := template(hsm.PurposeMAC)
-	public.ObjectAttributes.FixedTPM, public.ObjectAttributes.FixedParent = false, false
-	return public
-}
+func wrappedMAC() area { return macArea(attrUserWithAuth | attrNoDA) }
 
 // errEndorsementAuth is a hierarchy with a password that is not ours.
 var errEndorsementAuth = errors.New("the TPM's endorsement hierarchy has a password; clear it: tpm2_changeauth -c endorsement -p PASSWORD")

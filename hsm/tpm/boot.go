@@ -13,8 +13,6 @@ import (
 	"fmt"
 	"maps"
 
-	"github.com/google/go-tpm/tpm2"
-
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -114,7 +112,7 @@ func decodeBoot(b hsm.Blob) (bootBlob, error) {
 	if out.bond, out.item.Public, err = decodeBond(item.Public); err != nil {
 		return bootBlob{}, err
 	}
-	if !isSealed(out.item.Public, sealedArea(bootAttributes, out.bond.policy())) {
+	if !sealedArea(bootAttributes, out.bond.policy()).fits(out.item.Public) {
 		return bootBlob{}, fmt.Errorf("%w: its public part is not that of a %v of ours", hsm.ErrBlob, hsm.PurposeBoot)
 	}
 	if out.key, err = out.bond.key(); err != nil {
@@ -144,7 +142,7 @@ func (m *Module) PCRs(ctx context.Context, registers []int) (hsm.PCRs, error) {
 func (c *chip) readPCRs(s selection) (hsm.PCRs, error) {
 	values := hsm.PCRs{}
 	for left := s; left != (selection{}); {
-		_, out, err := c.ask(command{code: tpm2.TPMCCPCRRead, params: left.encode()})
+		_, out, err := c.ask(command{code: ccPCRRead, params: left.encode()})
 		if err != nil {
 			return nil, err
 		}
@@ -178,7 +176,7 @@ func decodePCRs(b []byte) (hsm.PCRs, error) {
 	b = b[head:]
 	if n == 1 {
 		const one = 2 + 1 + maskSize
-		if len(b) < one || tpm2.TPMAlgID(be.Uint16(b)) != tpm2.TPMAlgSHA256 || b[2] != maskSize {
+		if len(b) < one || be.Uint16(b) != algSHA256 || b[2] != maskSize {
 			return nil, errResponse
 		}
 		s, b = selection(b[3:one]), b[one:]
@@ -252,7 +250,7 @@ func (c *chip) sealBoot(b bond, secret *hsm.Secret) (hsm.Blob, error) {
 		}
 		b.values = values
 	}
-	public, private, err := c.createSealed(sealedArea(bootAttributes, b.policy()), nil, secret.Bytes())
+	public, private, err := c.make(sealedArea(bootAttributes, b.policy()), nil, secret.Bytes())
 	if err != nil {
 		return nil, err
 	}

@@ -6,42 +6,40 @@ package tpm
 import (
 	"encoding/binary"
 	"fmt"
-
-	"github.com/google/go-tpm/tpm2"
 )
 
 // handles are at most count of those in use, from first on.
-func (c *chip) handles(first tpm2.TPMHandle, count uint32) (map[tpm2.TPMHandle]bool, error) {
-	list, err := c.capability(tpm2.TPMCapHandles, uint32(first), count, 4)
+func (c *chip) handles(first Handle, count uint32) (map[Handle]bool, error) {
+	list, err := c.capability(capHandles, uint32(first), count, 4)
 	if err != nil {
 		return nil, err
 	}
-	found := map[tpm2.TPMHandle]bool{}
+	found := map[Handle]bool{}
 	for ; len(list) > 0; list = list[4:] {
-		found[tpm2.TPMHandle(binary.BigEndian.Uint32(list))] = true
+		found[Handle(binary.BigEndian.Uint32(list))] = true
 	}
 	return found, nil
 }
 
 // properties are the values among the count properties from first on (TPM_PT,
 // Part 2, 6.13).
-func (c *chip) properties(first tpm2.TPMPT, count uint32) (map[tpm2.TPMPT]uint32, error) {
-	list, err := c.capability(tpm2.TPMCapTPMProperties, uint32(first), count, 8)
+func (c *chip) properties(first uint32, count uint32) (map[uint32]uint32, error) {
+	list, err := c.capability(capProperties, uint32(first), count, 8)
 	if err != nil {
 		return nil, err
 	}
-	found := map[tpm2.TPMPT]uint32{}
+	found := map[uint32]uint32{}
 	for ; len(list) > 0; list = list[8:] {
-		found[tpm2.TPMPT(binary.BigEndian.Uint32(list))] = binary.BigEndian.Uint32(list[4:])
+		found[uint32(binary.BigEndian.Uint32(list))] = binary.BigEndian.Uint32(list[4:])
 	}
 	return found, nil
 }
 
 // capability returns a list of one kind, of entries of size bytes.
-func (c *chip) capability(kind tpm2.TPMCap, first, count uint32, size int) ([]byte, error) {
+func (c *chip) capability(kind uint32, first, count uint32, size int) ([]byte, error) {
 	be := binary.BigEndian
 	_, b, err := c.ask(command{
-		code:   tpm2.TPMCCGetCapability,
+		code:   ccGetCapability,
 		params: be.AppendUint32(be.AppendUint32(be.AppendUint32(nil, uint32(kind)), first), count),
 	})
 	if err != nil {

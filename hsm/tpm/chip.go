@@ -11,14 +11,11 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/google/go-tpm/tpm2"
-	"github.com/google/go-tpm/tpm2/transport"
-
 	"github.com/kagimori/kagimori/hsm"
 )
 
 // Repetition after RETRY and its like: the command did not start, the same
-// bytes stay valid (Part 3, 5.2). go-tpm and sockets do not repeat by themselves.
+// bytes stay valid (Part 3, 5.2). sockets do not repeat by themselves.
 const (
 	firstPause = time.Millisecond
 	lastPause  = 250 * time.Millisecond
@@ -26,7 +23,7 @@ const (
 	clearPatience = 2 * time.Second
 )
 
-// A chip is one TPM. It implements go-tpm's transport.
+// A chip is one TPM.
 type chip struct {
 	config
 	quit <-chan struct{} // the module is being closed
@@ -44,8 +41,6 @@ type chip struct {
 	sent    int                  // commands of this job that were answered
 	full    bool                 // clear up at the next connection, if that is ours to do
 }
-
-var _ transport.TPM = (*chip)(nil)
 
 // runBare does one job that needs no root key, on the chip as it is.
 func (c *chip) runBare(ctx context.Context, job func() error) error {
@@ -147,8 +142,8 @@ func (c *chip) reach() error {
 	return nil
 }
 
-// Send carries one command to the TPM; go-tpm calls it.
-func (c *chip) Send(command []byte) ([]byte, error) {
+// send carries one command to the TPM.
+func (c *chip) send(command []byte) ([]byte, error) {
 	if c.wire == nil {
 		return nil, c.gone // lost while clearing up, in the middle of a job
 	}
@@ -172,7 +167,7 @@ func (c *chip) Send(command []byte) ([]byte, error) {
 			return nil, c.gone
 		}
 		c.sent++
-		rc := tpm2.TPMRC(binary.BigEndian.Uint32(response[6:]))
+		rc := Code(binary.BigEndian.Uint32(response[6:]))
 		if !later(rc) || time.Now().Add(pause).After(patience) {
 			return response, nil
 		}
@@ -249,13 +244,13 @@ func (c *chip) unload() {
 
 // flush frees a handle, even for a job that is stopped already. It tells whether
 // the handle is free.
-func (c *chip) flush(h tpm2.TPMHandle) bool {
+func (c *chip) flush(h Handle) bool {
 	if c.wire == nil {
 		return false // the connection is gone; behind a resource manager the handle is, too
 	}
 	ctx := c.ctx
 	c.ctx = nil
-	_, err := tpm2.FlushContext{FlushHandle: h}.Execute(c)
+	_, _, err := c.ask(command{code: ccFlushContext, params: permanent(h).name})
 	c.ctx = ctx
 	if err != nil {
 		c.log.Debug("cannot flush a TPM handle", handleAttr(h), "err", err)
@@ -267,8 +262,8 @@ func (c *chip) flush(h tpm2.TPMHandle) bool {
 // three places for objects and three for sessions, and killed processes leave
 // some taken. We save no contexts, so saved sessions are not ours.
 func (c *chip) flushStale() error {
-	const all = 64                                                   // more than any TPM has
-	for _, first := range []tpm2.TPMHandle{0x80000000, 0x02000000} { // transient objects, loaded sessions
+	const all = 64                                           // more than any TPM has
+	for _, first := range []Handle{0x80000000, 0x02000000} { // transient objects, loaded sessions
 		left, err := c.handles(first, all)
 		if err != nil {
 			return err
@@ -284,6 +279,6 @@ func (c *chip) flushStale() error {
 }
 
 // handleAttr is how a handle is logged: in hex, as every TPM tool shows it.
-func handleAttr(h tpm2.TPMHandle) slog.Attr {
+func handleAttr(h Handle) slog.Attr {
 	return slog.String("handle", fmt.Sprintf("%#x", uint32(h)))
 }

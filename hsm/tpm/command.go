@@ -1,14 +1,14 @@
 package tpm
 
-// Commands put together by hand: those that go-tpm does not have, and those
-// whose types would cost the agent more bytes than the bytes they make. The
-// layout is that of Part 1, 18: header, handles, one authorisation, parameters.
+// How a command is put together, and its response taken apart. The layout is
+// that of Part 1, 18: header, handles, authorisations, parameters. A library that
+// has a type for each of them costs the agent half a megabyte.
 
 import (
+	"crypto/hmac"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
-
-	"github.com/google/go-tpm/tpm2"
 )
 
 // Response and command tags (Part 2, 6.9).
@@ -22,7 +22,7 @@ var errResponse = errors.New("malformed data from the TPM")
 
 // A command is one command of Part 3.
 type command struct {
-	code    tpm2.TPMCC
+	code    uint32
 	handles []entity
 	// auth authorises the first handle, or audits and encrypts when it has none;
 	// nil: a command without authorisation.
@@ -35,12 +35,12 @@ type command struct {
 // An entity is a handle with the Name that enters the HMAC: a session, a PCR and
 // a hierarchy are their own Names (Part 1, 16).
 type entity struct {
-	handle tpm2.TPMHandle
+	handle Handle
 	name   []byte
 }
 
 // permanent is an entity that is its own Name.
-func permanent(h tpm2.TPMHandle) entity {
+func permanent(h Handle) entity {
 	return entity{h, binary.BigEndian.AppendUint32(nil, uint32(h))}
 }
 
@@ -48,19 +48,19 @@ func permanent(h tpm2.TPMHandle) entity {
 type authorizer interface {
 	// seal encrypts the first parameter in place if need be, and returns the
 	// TPMS_AUTH_COMMAND.
-	seal(code tpm2.TPMCC, handles []entity, params []byte) ([]byte, error)
+	seal(code uint32, handles []entity, params []byte) ([]byte, error)
 	// open checks the TPMS_AUTH_RESPONSE, and decrypts the first parameter of the
 	// response in place if need be.
-	open(code tpm2.TPMCC, params, auth []byte) error
+	open(code uint32, params, auth []byte) error
 }
 
 // ask sends one command and gives back its handle, if any, and its parameters.
-func (c *chip) ask(q command) (tpm2.TPMHandle, []byte, error) {
+func (c *chip) ask(q command) (Handle, []byte, error) {
 	b, err := q.encode()
 	if err != nil {
 		return 0, nil, err
 	}
-	response, err := c.Send(b)
+	response, err := c.send(b)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -87,12 +87,12 @@ func (q command) encode() ([]byte, error) {
 	return b, nil
 }
 
-func (q command) decode(response []byte) (handle tpm2.TPMHandle, params []byte, err error) {
+func (q command) decode(response []byte) (handle Handle, params []byte, err error) {
 	be := binary.BigEndian
 	if len(response) < headSize || int(be.Uint32(response[2:])) != len(response) {
 		return 0, nil, errResponse
 	}
-	if rc := tpm2.TPMRC(be.Uint32(response[6:])); rc != tpm2.TPMRCSuccess {
+	if rc := Code(be.Uint32(response[6:])); rc != rcSuccess {
 		return 0, nil, rc
 	}
 	rest := response[headSize:]
@@ -100,7 +100,7 @@ func (q command) decode(response []byte) (handle tpm2.TPMHandle, params []byte, 
 		if len(rest) < 4 {
 			return 0, nil, errResponse
 		}
-		handle, rest = tpm2.TPMHandle(be.Uint32(rest)), rest[4:]
+		handle, rest = Handle(be.Uint32(rest)), rest[4:]
 	}
 	if q.auth == nil {
 		return handle, rest, nil
@@ -144,19 +144,19 @@ func only(b []byte) ([]byte, error) {
 // that is not checked later.
 type noPassword struct{}
 
-func (noPassword) seal(tpm2.TPMCC, []entity, []byte) ([]byte, error) {
+func (noPassword) seal(uint32, []entity, []byte) ([]byte, error) {
 	const continueSession = 1
-	b := binary.BigEndian.AppendUint32(nil, uint32(tpm2.TPMRSPW))
+	b := binary.BigEndian.AppendUint32(nil, uint32(rsPassword))
 	return append(b, 0, 0, continueSession, 0, 0), nil
 }
 
-func (noPassword) open(tpm2.TPMCC, []byte, []byte) error { return nil }
+func (noPassword) open(uint32, []byte, []byte) error { return nil }
 
 // both authorises two handles, one each. Only the first may encrypt: its seal
 // comes before the other one's HMAC, and its open after.
 type both struct{ first, second authorizer }
 
-func (a both) seal(code tpm2.TPMCC, handles []entity, params []byte) ([]byte, error) {
+func (a both) seal(code uint32, handles []entity, params []byte) ([]byte, error) {
 	first, err := a.first.seal(code, handles, params)
 	if err != nil {
 		return nil, err
@@ -165,7 +165,7 @@ func (a both) seal(code tpm2.TPMCC, handles []entity, params []byte) ([]byte, er
 	return append(first, second...), err
 }
 
-func (a both) open(code tpm2.TPMCC, params, auth []byte) error {
+func (a both) open(code uint32, params, auth []byte) error {
 	_, rest, err := unsized(auth) // nonce, attributes, HMAC
 	if err != nil || len(rest) < 1 {
 		return errResponse
@@ -180,34 +180,25 @@ func (a both) open(code tpm2.TPMCC, params, auth []byte) error {
 }
 
 // seal makes the authorisation of a command in this session.
-func (s *session) seal(code tpm2.TPMCC, handles []entity, params []byte) ([]byte, error) {
-	if err := s.NewNonceCaller(); err != nil {
-		return nil, err
-	}
+func (s *session) seal(code uint32, handles []entity, params []byte) ([]byte, error) {
+	s.nonceCaller = make([]byte, nonceSize)
+	rand.Read(s.nonceCaller)
 	if s.dir.in {
 		first, _, err := unsized(params)
 		if err != nil {
 			return nil, err
 		}
-		if err := s.Encrypt(first); err != nil {
+		if err := s.encrypt(first); err != nil {
 			return nil, err
 		}
 	}
-	names := make([]tpm2.TPM2BName, len(handles))
-	for n, e := range handles {
-		names[n].Buffer = e.name
-	}
-	auth, err := s.Authorize(code, params, nil, names, 0)
-	if err != nil {
-		return nil, err
-	}
 	b := binary.BigEndian.AppendUint32(nil, uint32(s.handle))
-	b = append(sized(b, s.nonceCaller), attributeByte(auth.Attributes))
-	return sized(b, auth.Authorization.Buffer), nil
+	b = append(sized(b, s.nonceCaller), s.attributes())
+	return sized(b, s.commandMAC(code, handles, params)), nil
 }
 
 // open checks the answer to a command in this session.
-func (s *session) open(code tpm2.TPMCC, params, auth []byte) error {
+func (s *session) open(code uint32, params, auth []byte) error {
 	nonce, rest, err := unsized(auth)
 	if err != nil || len(rest) < 1 {
 		return errResponse
@@ -216,19 +207,19 @@ func (s *session) open(code tpm2.TPMCC, params, auth []byte) error {
 	if err != nil {
 		return errResponse
 	}
-	if rest[0] != attributeByte(s.attributes()) {
-		return errAttributes
+	s.nonceTPM = nonce
+	if !hmac.Equal(mac, s.responseMAC(code, rest[0], params)) {
+		return errors.New("a response that the TPM did not make: look for a device on its bus")
 	}
-	err = s.Validate(tpm2.TPMRCSuccess, code, params, nil, 0, &tpm2.TPMSAuthResponse{
-		Nonce: tpm2.TPM2BNonce{Buffer: nonce}, Attributes: s.attributes(),
-		Authorization: tpm2.TPM2BData{Buffer: mac},
-	})
-	if err != nil || !s.dir.out {
-		return err
+	if rest[0] != s.attributes() {
+		return errors.New("the TPM ended the session or changed what it encrypts")
+	}
+	if !s.dir.out {
+		return nil
 	}
 	first, _, err := unsized(params)
 	if err != nil {
 		return err
 	}
-	return s.Decrypt(first)
+	return s.decrypt(first)
 }

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/google/go-tpm/tpm2"
-
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -47,7 +45,7 @@ func (e *unsentError) Unwrap() error { return e.err }
 // answered tells an error that the TPM itself gave, or that was found before
 // anything was sent: the connection is in step.
 func answered(err error) bool {
-	if _, ok := errors.AsType[tpm2.TPMRC](err); ok {
+	if _, ok := errors.AsType[Code](err); ok {
 		return true
 	}
 	if _, ok := errors.AsType[*stopError](err); ok {
@@ -66,19 +64,19 @@ func answered(err error) bool {
 
 // later tells answers after which the same command may be sent again: it did
 // not start.
-func later(rc tpm2.TPMRC) bool {
+func later(rc Code) bool {
 	switch rc {
-	case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting, tpm2.TPMRCNVRate:
+	case rcRetry, rcYielded, rcTesting, rcNVRate:
 		return true
 	}
 	return false
 }
 
-var lostCodes = []tpm2.TPMRC{
-	tpm2.TPMRCReferenceH0, tpm2.TPMRCReferenceH1, tpm2.TPMRCReferenceH2, // an object is not loaded
-	tpm2.TPMRCReferenceS0, tpm2.TPMRCReferenceS1, tpm2.TPMRCReferenceS2, // a session is not loaded
-	tpm2.TPMRCContextGap, tpm2.TPMRCObjectMemory, tpm2.TPMRCSessionMemory, tpm2.TPMRCMemory, // somebody filled the places
-	tpm2.TPMRCSessionHandles, tpm2.TPMRCObjectHandles,
+var lostCodes = []Code{
+	rcReferenceH0, rcReferenceH1, rcReferenceH2, // an object is not loaded
+	rcReferenceS0, rcReferenceS1, rcReferenceS2, // a session is not loaded
+	rcContextGap, rcObjectMemory, rcSessionMemory, rcMemory, // somebody filled the places
+	rcSessionHandles, rcObjectHandles,
 }
 
 // lost tells answers that mean: what we had loaded is not there any more, or a
@@ -87,22 +85,16 @@ func lost(err error) bool {
 	if _, ok := errors.AsType[*againError](err); ok {
 		return true
 	}
-	rc, ok := errors.AsType[tpm2.TPMRC](err)
-	if !ok {
-		return false
+	if _, session, handle, _ := about(err); session || handle {
+		return true
 	}
-	var fmt1 tpm2.TPMFmt1Error
-	if rc.As(&fmt1) {
-		session, _ := fmt1.Session()
-		handle, _ := fmt1.Handle()
-		return session || handle
-	}
-	return slices.Contains(lostCodes, rc)
+	rc, ok := errors.AsType[Code](err)
+	return ok && slices.Contains(lostCodes, rc)
 }
 
 // denied tells the answers to a wrong auth value.
 func denied(err error) bool {
-	return errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail)
+	return errors.Is(err, rcBadAuth) || errors.Is(err, rcAuthFail)
 }
 
 // The first byte of a handle is its type (Part 2, 7.2).
@@ -113,7 +105,7 @@ const (
 )
 
 // checkHandle refuses a handle that is not of the type that a command returns.
-func checkHandle(h tpm2.TPMHandle, kind byte) error {
+func checkHandle(h Handle, kind byte) error {
 	if byte(h>>24) != kind {
 		return fmt.Errorf("malformed data from the TPM: handle %#x", uint32(h))
 	}
@@ -122,16 +114,8 @@ func checkHandle(h tpm2.TPMHandle, kind byte) error {
 
 // badParameter tells answers about what a command carried, not about the TPM.
 func badParameter(err error) bool {
-	rc, ok := errors.AsType[tpm2.TPMRC](err)
-	if !ok {
-		return false
-	}
-	var fmt1 tpm2.TPMFmt1Error
-	if !rc.As(&fmt1) {
-		return false
-	}
-	is, _ := fmt1.Parameter()
-	return is
+	parameter, _, _, _ := about(err)
+	return parameter
 }
 
 // explain gives an error its place among the states of package hsm.
@@ -139,14 +123,14 @@ func explain(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, tpm2.TPMRCLockout):
+	case errors.Is(err, rcLockout):
 		return fmt.Errorf("%w: wait until it recovers, or reset it with the lockout password: kagimori tpm reset-lockout, or tpm2_dictionarylockout --clear-lockout (%v)",
 			hsm.ErrLockout, err)
-	case errors.Is(err, tpm2.TPMRCRetry), errors.Is(err, tpm2.TPMRCYielded), errors.Is(err, tpm2.TPMRCTesting), errors.Is(err, tpm2.TPMRCNVRate):
+	case errors.Is(err, rcRetry), errors.Is(err, rcYielded), errors.Is(err, rcTesting), errors.Is(err, rcNVRate):
 		return fmt.Errorf("%w: still busy at the deadline; try again later (%w)", hsm.ErrTimeout, err)
-	case errors.Is(err, tpm2.TPMRCInitialize):
+	case errors.Is(err, rcInitialize):
 		return fmt.Errorf("the TPM was not started by firmware; restart the machine: %w", err)
-	case errors.Is(err, tpm2.TPMRCFailure):
+	case errors.Is(err, rcFailure):
 		return fmt.Errorf("the TPM is in failure mode; restart the machine: %w", err)
 	}
 	return err

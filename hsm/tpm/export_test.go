@@ -43,7 +43,7 @@ func Decode(b hsm.Blob, p hsm.Purpose) (err error) {
 	case hsm.PurposePIN:
 		_, err = decodePIN(b)
 	default:
-		_, _, err = decode(b, p)
+		_, err = decode(b, p)
 	}
 	return err
 }

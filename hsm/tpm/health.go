@@ -13,24 +13,22 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/go-tpm/tpm2"
-
 	"github.com/kagimori/kagimori/hsm"
 )
 
 // Properties (TPM_PT, Part 2, 6.13).
 const (
-	ptFixed        tpm2.TPMPT = 0x105 // from the maker to the firmware version
-	ptMaker        tpm2.TPMPT = 0x105
-	ptFirmware1    tpm2.TPMPT = 0x10B
-	ptFirmware2    tpm2.TPMPT = 0x10C
-	ptVariable     tpm2.TPMPT = 0x200 // from the permanent attributes to the lockout's
-	ptPermanent    tpm2.TPMPT = 0x200
-	ptStartup      tpm2.TPMPT = 0x201
-	ptLockoutCount tpm2.TPMPT = 0x20E
-	ptLockoutLimit tpm2.TPMPT = 0x20F
-	ptRecovery     tpm2.TPMPT = 0x210
-	ptReset        tpm2.TPMPT = 0x211
+	ptFixed        uint32 = 0x105 // from the maker to the firmware version
+	ptMaker        uint32 = 0x105
+	ptFirmware1    uint32 = 0x10B
+	ptFirmware2    uint32 = 0x10C
+	ptVariable     uint32 = 0x200 // from the permanent attributes to the lockout's
+	ptPermanent    uint32 = 0x200
+	ptStartup      uint32 = 0x201
+	ptLockoutCount uint32 = 0x20E
+	ptLockoutLimit uint32 = 0x20F
+	ptRecovery     uint32 = 0x210
+	ptReset        uint32 = 0x211
 
 	fixedCount    = uint32(ptFirmware2-ptFixed) + 1
 	variableCount = uint32(ptReset-ptVariable) + 1
@@ -86,7 +84,7 @@ func (c *chip) health() (hsm.Health, error) {
 	if err != nil {
 		return h, err
 	}
-	second := func(p tpm2.TPMPT) time.Duration { return time.Duration(variable[p]) * time.Second }
+	second := func(p uint32) time.Duration { return time.Duration(variable[p]) * time.Second }
 	h.Chip = &hsm.Chip{
 		Maker:           maker(fixed[ptMaker]),
 		Firmware:        firmware(fixed[ptFirmware1], fixed[ptFirmware2]),
@@ -122,7 +120,7 @@ func (c *chip) healthOfRoot(h *hsm.Health) error {
 		h.Notes = append(h.Notes, noteUnstored)
 		return nil
 	}
-	h.Chip.Root, h.Chip.Stored = hex.EncodeToString(now.name.Buffer), now.persistent
+	h.Chip.Root, h.Chip.Stored = hex.EncodeToString(now.name), now.persistent
 	if !now.persistent {
 		h.Notes = append(h.Notes, noteUnstored)
 	}
@@ -141,7 +139,7 @@ func (c *chip) countCounters() (int, error) {
 			continue
 		}
 		public, err := c.readNVPublic(h)
-		if errors.Is(err, tpm2.TPMRCHandle) {
+		if errors.Is(err, rcHandle) {
 			continue // just removed by another program
 		}
 		if err != nil {

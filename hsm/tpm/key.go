@@ -7,13 +7,13 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math/big"
 	"sync/atomic"
 
-	"github.com/google/go-tpm/tpm2"
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
 
@@ -36,19 +36,12 @@ func (m *Module) NewKey(ctx context.Context) (hsm.Blob, error) {
 // Signer takes a key into use; that the chip can load it is known when it
 // returns.
 func (m *Module) Signer(ctx context.Context, key hsm.Blob) (hsm.Signer, error) {
-	item, area, err := decode(key, hsm.PurposeKey)
+	item, err := decode(key, hsm.PurposeKey)
 	if err != nil {
 		return nil, fmt.Errorf("open key: %w", err)
 	}
-	public, err := tpm2.Pub(area)
+	point, err := template(hsm.PurposeKey).pointIn(item.Public)
 	if err != nil {
-		return nil, fmt.Errorf("open key: %w: %v", hsm.ErrBlob, err)
-	}
-	point, ok := public.(*ecdsa.PublicKey)
-	if !ok {
-		return nil, fmt.Errorf("open key: %w: no ECDSA key", hsm.ErrBlob)
-	}
-	if _, err := point.ECDH(); err != nil { // on the curve
 		return nil, fmt.Errorf("open key: %w: %v", hsm.ErrBlob, err)
 	}
 	if _, err := do(ctx, m, nil, func(c *chip) (struct{}, error) { return struct{}{}, c.load(item) }); err != nil {
@@ -109,24 +102,35 @@ func (c *chip) sign(item hsm.Item, digest []byte) ([]byte, error) {
 	if err := c.load(item); err != nil {
 		return nil, err
 	}
-	key, err := c.use(plain) // digest and signature are public
+	auth, err := c.auth(plain) // digest and signature are public
 	if err != nil {
 		return nil, err
 	}
-	rsp, err := tpm2.Sign{
-		KeyHandle:  key,
-		Digest:     tpm2.TPM2BDigest{Buffer: digest},
-		InScheme:   tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}, // the key's own
-		Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
-	}.Execute(c)
+	params := append(sized(nil, digest), keysOwn...)
+	params = binary.BigEndian.AppendUint16(params, stHashCheck) // no proof that the digest was made here:
+	params = sized(append(params, permanent(rhNull).name...), nil)
+	_, out, err := c.ask(command{code: ccSign, handles: []entity{c.loaded.entity()}, auth: auth, params: params})
 	if err != nil {
 		return nil, err
 	}
-	sig, err := rsp.Signature.Signature.ECDSA()
-	if err != nil {
-		return nil, fmt.Errorf("the TPM made another kind of signature: %w", err)
+	return decodeSignature(out)
+}
+
+// decodeSignature reads a TPMT_SIGNATURE by ECDSA with SHA-256.
+func decodeSignature(b []byte) ([]byte, error) {
+	be := binary.BigEndian
+	if len(b) < 4 || be.Uint16(b) != algECDSA || be.Uint16(b[2:]) != algSHA256 {
+		return nil, errors.New("the TPM made another kind of signature")
 	}
-	return der(sig.SignatureR.Buffer, sig.SignatureS.Buffer)
+	r, rest, err := unsized(b[4:])
+	if err != nil {
+		return nil, err
+	}
+	s, err := only(rest)
+	if err != nil {
+		return nil, err
+	}
+	return der(r, s)
 }
 
 // der is Ecdsa-Sig-Value (RFC 3279, 2.2.3).

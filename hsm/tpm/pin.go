@@ -16,8 +16,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/google/go-tpm/tpm2"
-
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -52,7 +50,7 @@ func (m *Module) SealPIN(ctx context.Context, secret, pin *hsm.Secret) (hsm.Blob
 }
 
 func (c *chip) sealPIN(auth, secret []byte) (hsm.Blob, error) {
-	public, private, err := c.createSealed(sealedArea(pinAttributes, nil), auth, secret)
+	public, private, err := c.make(sealedArea(pinAttributes, nil), auth, secret)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +78,7 @@ func (m *Module) UnsealPIN(ctx context.Context, sealed hsm.Blob, pin *hsm.Secret
 // decodePIN takes a blob apart, before the chip is asked.
 func decodePIN(b hsm.Blob) (hsm.Item, error) {
 	item, err := hsm.DecodeFor(bytes.Clone(b), hsm.KindTPM, hsm.PurposePIN)
-	if err == nil && !isSealed(item.Public, sealedArea(pinAttributes, nil)) {
+	if err == nil && !sealedArea(pinAttributes, nil).fits(item.Public) {
 		err = fmt.Errorf("%w: its public part is not that of a %v of ours", hsm.ErrBlob, hsm.PurposePIN)
 	}
 	return item, err
@@ -119,7 +117,7 @@ func (c *chip) orderly() {
 	}
 	ctx := c.ctx
 	c.ctx = nil
-	_, _, err := c.ask(command{code: tpm2.TPMCCShutdown, params: binary.BigEndian.AppendUint16(nil, uint16(tpm2.TPMSUClear))})
+	_, _, err := c.ask(command{code: ccShutdown, params: binary.BigEndian.AppendUint16(nil, suClear)})
 	c.ctx = ctx
 	if err != nil {
 		c.log.Warn("the TPM was not told of an orderly stop: if power fails before the next one, it counts a wrong guess", "err", err)

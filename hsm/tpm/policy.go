@@ -16,7 +16,6 @@ import (
 	"math/big"
 	"slices"
 
-	"github.com/google/go-tpm/tpm2"
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
 
@@ -77,7 +76,7 @@ func (s selection) registers() (all []int) {
 // encode is TPML_PCR_SELECTION for the SHA-256 bank.
 func (s selection) encode() []byte {
 	b := binary.BigEndian.AppendUint32(nil, 1)
-	b = append(binary.BigEndian.AppendUint16(b, uint16(tpm2.TPMAlgSHA256)), maskSize)
+	b = append(binary.BigEndian.AppendUint16(b, algSHA256), maskSize)
 	return append(b, s[:]...)
 }
 
@@ -128,7 +127,7 @@ func measured(values hsm.PCRs) error {
 }
 
 // step is how a policy command moves the policy of a session.
-func step(before [sha256.Size]byte, code tpm2.TPMCC, parts ...[]byte) [sha256.Size]byte {
+func step(before [sha256.Size]byte, code uint32, parts ...[]byte) [sha256.Size]byte {
 	h := sha256.New()
 	h.Write(before[:])
 	h.Write(binary.BigEndian.AppendUint32(nil, uint32(code)))
@@ -141,7 +140,7 @@ func step(before [sha256.Size]byte, code tpm2.TPMCC, parts ...[]byte) [sha256.Si
 // policyPCR is the policy of one PolicyPCR.
 func (s selection) policyPCR(values hsm.PCRs) [sha256.Size]byte {
 	digest := s.digest(values)
-	return step([sha256.Size]byte{}, tpm2.TPMCCPolicyPCR, s.encode(), digest[:])
+	return step([sha256.Size]byte{}, ccPolicyPCR, s.encode(), digest[:])
 }
 
 // policyAuthorized is the policy of a PolicyAuthorize by an authority. The
@@ -149,7 +148,7 @@ func (s selection) policyPCR(values hsm.PCRs) [sha256.Size]byte {
 // approval of fewer registers does not open what was sealed to more.
 func (s selection) policyAuthorized(authority []byte) [sha256.Size]byte {
 	name, ref := nameOf(authorityArea(authority)), s.reference()
-	one := step([sha256.Size]byte{}, tpm2.TPMCCPolicyAuthorize, name.Buffer)
+	one := step([sha256.Size]byte{}, ccPolicyAuthorize, name)
 	return sha256.Sum256(slices.Concat(one[:], ref[:]))
 }
 
@@ -167,13 +166,13 @@ func (s selection) approved(values hsm.PCRs) [sha256.Size]byte {
 // authorityArea is the TPMT_PUBLIC of a vendor's key, and so makes its Name.
 func authorityArea(point []byte) []byte {
 	be := binary.BigEndian
-	b := be.AppendUint16(be.AppendUint16(nil, uint16(tpm2.TPMAlgECC)), uint16(tpm2.TPMAlgSHA256))
+	b := be.AppendUint16(be.AppendUint16(nil, algECC), algSHA256)
 	b = be.AppendUint32(b, attrSign|attrUserWithAuth)
 	b = sized(b, nil) // no policy
 	for _, v := range []uint16{
-		uint16(tpm2.TPMAlgNull), // it encrypts nothing
-		uint16(tpm2.TPMAlgECDSA), uint16(tpm2.TPMAlgSHA256),
-		uint16(tpm2.TPMECCNistP256), uint16(tpm2.TPMAlgNull), // no KDF
+		algNull, // it encrypts nothing
+		algECDSA, algSHA256,
+		curveP256, algNull, // no KDF
 	} {
 		b = be.AppendUint16(b, v)
 	}
@@ -247,7 +246,7 @@ func signature(der []byte) ([]byte, error) {
 		return nil, errors.New("not an ECDSA signature")
 	}
 	be := binary.BigEndian
-	b := be.AppendUint16(be.AppendUint16(nil, uint16(tpm2.TPMAlgECDSA)), uint16(tpm2.TPMAlgSHA256))
+	b := be.AppendUint16(be.AppendUint16(nil, algECDSA), algSHA256)
 	b = sized(b, r.FillBytes(make([]byte, coordinate)))
 	return sized(b, s.FillBytes(make([]byte, coordinate))), nil
 }

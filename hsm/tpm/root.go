@@ -7,33 +7,30 @@ package tpm
 // handle is left alone.
 
 import (
-	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-
-	"github.com/google/go-tpm/tpm2"
+	"slices"
 
 	"github.com/kagimori/kagimori/hsm"
 )
 
 // rootHandle is where TCG's provisioning guidance puts the SRK.
-const rootHandle = tpm2.TPMHandle(0x81000001)
+const rootHandle = Handle(0x81000001)
 
 // root is the storage root key in use.
 type root struct {
-	handle     tpm2.TPMHandle
-	public     tpm2.TPMTPublic
-	name       tpm2.TPM2BName // computed from public here, never taken on trust
-	persistent bool           // stands at rootHandle; else it must be flushed
+	handle     Handle
+	public     []byte // TPMT_PUBLIC
+	name       []byte // computed from public here, never taken on trust
+	persistent bool   // stands at rootHandle; else it must be flushed
 }
 
 // id is the digest in the Name of the root key: what blobs are pinned to.
 func (r root) id() [hsm.OwnerSize]byte {
-	if len(r.name.Buffer) != 2+hsm.OwnerSize {
+	if len(r.name) != 2+hsm.OwnerSize {
 		return [hsm.OwnerSize]byte{}
 	}
-	return [hsm.OwnerSize]byte(r.name.Buffer[2:])
+	return [hsm.OwnerSize]byte(r.name[2:])
 }
 
 // printID is the beginning of the Name of a root key, as tpm2-tools show it.
@@ -66,48 +63,50 @@ func (c *chip) readRoot() (free bool, err error) {
 	if c.noStore {
 		return false, nil
 	}
-	rsp, err := tpm2.ReadPublic{ObjectHandle: rootHandle}.Execute(c)
-	if errors.Is(err, tpm2.TPMRCHandle) {
+	_, out, err := c.ask(command{code: ccReadPublic, handles: []entity{{handle: rootHandle}}})
+	if errors.Is(err, rcHandle) {
 		return true, nil
 	}
 	if err != nil {
 		return false, fmt.Errorf("read storage root key: %w", err)
 	}
-	public, err := rsp.OutPublic.Contents()
-	if err != nil || !fits(*public, tpm2.ECCSRKTemplate) {
+	public, _, err := unsized(out)
+	if err != nil || !rootArea().fits(public) {
 		c.log.Info("another kind of key stands at the storage root handle: leaving it alone", handleAttr(rootHandle))
 		return false, nil
 	}
-	c.root, err = newRoot(rootHandle, *public, true)
-	return false, err
+	c.root = newRoot(rootHandle, public, true)
+	return false, nil
 }
 
-func newRoot(h tpm2.TPMHandle, public tpm2.TPMTPublic, persistent bool) (root, error) {
-	name, err := tpm2.ObjectName(&public)
-	if err != nil {
-		return root{}, fmt.Errorf("name of the storage root key: %w", err)
-	}
-	return root{handle: h, public: public, name: *name, persistent: persistent}, nil
+func newRoot(h Handle, public []byte, persistent bool) root {
+	return root{handle: h, public: public, name: nameOf(public), persistent: persistent}
 }
 
-// makeRoot makes the key by the template and leaves it loaded.
+// makeRoot makes the key by the template (TPM2_CreatePrimary) and leaves it loaded.
 func (c *chip) makeRoot() (root, error) {
-	rsp, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(c)
+	zero := sized(nil, make([]byte, coordinate)) // the template's x, and its y
+	params := sized(nil, []byte{0, 0, 0, 0})     // no auth value, no data
+	params = sized(params, slices.Concat(rootArea(), zero, zero))
+	params = append(sized(params, nil), 0, 0, 0, 0) // no outside info, no creation PCRs
+	handle, out, err := c.ask(command{
+		code: ccCreatePrimary, handles: []entity{permanent(rhOwner)}, auth: noPassword{}, params: params, gives: true,
+	})
 	if denied(err) {
 		return root{}, fmt.Errorf("%w: %s (%v)", hsm.ErrOwnerAuth, ownerAdvice, err)
 	}
 	if err != nil {
 		return root{}, fmt.Errorf("make storage root key: %w", err)
 	}
-	if err := checkHandle(rsp.ObjectHandle, transient); err != nil {
+	if err := checkHandle(handle, transient); err != nil {
 		return root{}, fmt.Errorf("make storage root key: %w", err)
 	}
-	public, err := rsp.OutPublic.Contents()
-	if err != nil || !fits(*public, tpm2.ECCSRKTemplate) {
-		c.flush(rsp.ObjectHandle)
-		return root{}, fmt.Errorf("make storage root key: the TPM made another kind of key")
+	public, _, err := unsized(out)
+	if err != nil || !rootArea().fits(public) {
+		c.flush(handle)
+		return root{}, errors.New("make storage root key: the TPM made another kind of key")
 	}
-	return newRoot(rsp.ObjectHandle, *public, false)
+	return newRoot(handle, public, false), nil
 }
 
 // ownerAdvice is the way on for who knows the password.
@@ -120,11 +119,10 @@ const ownerAdvice = "put a storage root key in place with it: " +
 // there, the kernel need not swap it in and out, and it works on when the owner
 // gets a password. It is a gain, not a need: what stands against it is logged.
 func (c *chip) storeRoot() {
-	_, err := tpm2.EvictControl{
-		Auth:             tpm2.TPMRHOwner,
-		ObjectHandle:     tpm2.NamedHandle{Handle: c.root.handle, Name: c.root.name},
-		PersistentHandle: rootHandle,
-	}.Execute(c)
+	_, _, err := c.ask(command{
+		code: ccEvictControl, handles: []entity{permanent(rhOwner), c.root.entity()}, auth: noPassword{},
+		params: permanent(rootHandle).name,
+	})
 	if err != nil {
 		c.log.Info("the storage root key stays unstored and is made at each start", "err", err)
 		return
@@ -176,29 +174,5 @@ func (c *chip) otherRoot() (err error) {
 	return err
 }
 
-// fits tells whether a public area is what the template asks for, whatever
-// the key in it.
-func fits(public, template tpm2.TPMTPublic) bool {
-	public.Unique, template.Unique = tpm2.TPMUPublicID{}, tpm2.TPMUPublicID{}
-	return public.Type == template.Type && bytes.Equal(shape(public), shape(template))
-}
-
-// shape is the encoding of a public area without its key.
-func shape(public tpm2.TPMTPublic) []byte {
-	switch public.Type {
-	case tpm2.TPMAlgECC:
-		public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
-	case tpm2.TPMAlgKeyedHash:
-		public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgKeyedHash, &tpm2.TPM2BDigest{})
-	default:
-		return nil
-	}
-	return tpm2.Marshal(public)
-}
-
-// nameOf is the Name of an object with an encoded public area whose nameAlg is
-// SHA-256 (Part 1, 16).
-func nameOf(public []byte) tpm2.TPM2BName {
-	sum := sha256.Sum256(public)
-	return tpm2.TPM2BName{Buffer: append([]byte{0x00, 0x0b}, sum[:]...)}
-}
+// entity is the root key as a command names it.
+func (r root) entity() entity { return entity{r.handle, r.name} }

@@ -5,8 +5,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/google/go-tpm/tpm2"
-
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -25,7 +23,7 @@ func (m *Module) Seal(ctx context.Context, secret *hsm.Secret) (hsm.Blob, error)
 
 // Unseal opens what Seal kept.
 func (m *Module) Unseal(ctx context.Context, sealed hsm.Blob) (*hsm.Secret, error) {
-	item, _, err := decode(sealed, hsm.PurposeSeal)
+	item, err := decode(sealed, hsm.PurposeSeal)
 	if err != nil {
 		return nil, fmt.Errorf("unseal: %w", err)
 	}
@@ -66,7 +64,7 @@ func (m *Module) MAC(ctx context.Context, key hsm.Blob, message []byte) (*hsm.Se
 	if err := hsm.CheckMessage(message); err != nil {
 		return nil, fmt.Errorf("compute MAC: %w", err)
 	}
-	item, _, err := decode(key, hsm.PurposeMAC)
+	item, err := decode(key, hsm.PurposeMAC)
 	if err != nil {
 		return nil, fmt.Errorf("compute MAC: %w", err)
 	}
@@ -82,17 +80,32 @@ func (c *chip) mac(item hsm.Item, message *hsm.Secret) (*hsm.Secret, error) {
 	if err := c.load(item); err != nil {
 		return nil, err
 	}
-	object, err := c.use(encTwo)
+	auth, err := c.auth(encTwo)
 	if err != nil {
 		return nil, err
 	}
-	rsp, err := tpm2.Hmac{
-		Handle:  object,
-		Buffer:  tpm2.TPM2BMaxBuffer{Buffer: message.Bytes()},
-		HashAlg: tpm2.TPMAlgNull, // the key's own
-	}.Execute(c)
+	_, out, err := c.ask(command{ // TPM2_HMAC
+		code: ccHMAC, handles: []entity{c.loaded.entity()}, auth: auth,
+		params: append(sized(nil, message.Bytes()), keysOwn...),
+	})
+	return takeSecret(out, err)
+}
+
+// openSealed is TPM2_Unseal of the loaded object.
+func (c *chip) openSealed(auth authorizer) (*hsm.Secret, error) {
+	_, out, err := c.ask(command{code: ccUnseal, handles: []entity{c.loaded.entity()}, auth: auth})
+	return takeSecret(out, err)
+}
+
+// takeSecret takes the one parameter of a response over.
+func takeSecret(out []byte, err error) (*hsm.Secret, error) {
 	if err != nil {
 		return nil, err
 	}
-	return hsm.NewSecret(rsp.OutHMAC.Buffer), nil
+	defer clear(out)
+	data, err := only(out)
+	if err != nil {
+		return nil, err
+	}
+	return hsm.NewSecret(bytes.Clone(data)), nil
 }
