@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -148,4 +149,36 @@ func TestAChipWithoutAMaker(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// What was wrapped to a chip does not leave it again, also for who owns it.
+func TestAWrappedKeyCannotBeDuplicated(t *testing.T) {
+	maker, p := hsmtest.NewMaker(t), hsmtest.NewTPM(t)
+	maker.Endorse(p)
+	d := newDevice(t, p, maker.Roots())
+	blob := must(d.module.ImportWrapped(t.Context(), must(attest.WrapMAC(d.whole().Root, hsm.RandomSecret(hsm.MACKeySize)))))
+	d.module.Close()
+	item := must(hsm.Decode(blob))
+	dir := t.TempDir()
+	for name, b := range map[string][]byte{"pub": item.Public, "priv": item.Sealed} {
+		if err := os.WriteFile(filepath.Join(dir, name), append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := func(name string) string { return filepath.Join(dir, name) }
+	p.Tool("tpm2_load", "-C", "0x81000001", "-u", at("pub"), "-r", at("priv"), "-c", at("ctx"))
+	p.Tool("tpm2_startauthsession", "--policy-session", "-S", at("session"))
+	p.Tool("tpm2_policycommandcode", "-S", at("session"), "TPM2_CC_Duplicate")
+	duplicate := func(auth ...string) error {
+		_, err := p.TryTool("tpm2_duplicate", append([]string{"-C", "null", "-c", at("ctx"), "-G", "null", "-r", at("dup"), "-s", at("seed")}, auth...)...)
+		return err
+	}
+	if err := duplicate("-p", "session:"+at("session")); err == nil || !strings.Contains(err.Error(), "policy") {
+		t.Errorf("under a policy: %v", err)
+	}
+	if err := duplicate(); err == nil || !strings.Contains(err.Error(), "auth") {
+		t.Errorf("under its auth value: %v", err)
+	}
+	p.Tool("tpm2_flushcontext", "-t")
+	p.Tool("tpm2_flushcontext", "-l")
 }
