@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -80,6 +81,9 @@ func (s *Store) plan(ctx context.Context) (*plan, error) {
 	if p.slot, err = s.bond(ctx); err != nil {
 		return nil, err
 	}
+	if s.weaker != nil {
+		s.log.WarnContext(ctx, "the store key is not bound as the configuration wants it", "err", s.weaker)
+	}
 	if s.counter.blob != nil {
 		return p, nil
 	}
@@ -144,14 +148,17 @@ func (s *Store) State() State {
 	defer s.mu.Unlock()
 	st := State{
 		Epoch: s.head.Epoch, Incarnation: s.head.Incarnation, Fallback: s.head.Loss.public(),
-		Bond: bondOf(s.o.module.Level(), s.slots), NotMeasured: s.notMeasured,
+		Bond: bondOf(s.o.module.Level(), s.slots), NotMeasured: errors.Is(s.weaker, hsm.ErrNotMeasured),
 		CopyFresh: !s.todo.copy, Unprotected: s.unprotected,
+	}
+	if s.weaker != nil {
+		st.Weaker = s.weaker.Error()
 	}
 	if s.counter.blob != nil {
 		value := s.counter.value - s.head.Delta
 		st.Counter, st.Unprotected = &value, ""
-		c, ok := s.o.module.(hsm.Counters)
-		if st.RollbackProof = ok && c.RollbackProof(); !st.RollbackProof {
+		st.RollbackProof = s.o.module.RollbackProof() && s.o.module.Level() != hsm.LevelTPMSocket
+		if !st.RollbackProof {
 			st.Unprotected = "whoever can write to the disk can turn the counter back, too"
 		}
 	}

@@ -14,35 +14,41 @@ import (
 // come, Confirm removes that of the system before. Every change of slots is a
 // key change, so the second copy has the same slots.
 
-// firstSlot seals a new store's key as the configuration says.
-func (o *opener) firstSlot(ctx context.Context, key *hsm.Secret) (_ *slotRecord, notMeasured bool, err error) {
+// firstSlot seals a new store's key as the configuration says. When that cannot
+// be, it is sealed to the module only, and weaker says why.
+func (o *opener) firstSlot(ctx context.Context, key *hsm.Secret) (slot *slotRecord, weaker, err error) {
 	if o.cfg.Boot != nil {
-		slot, err := o.bootSlot(ctx, key, o.cfg.Boot.Policy)
-		if err == nil {
-			err = o.prove(ctx, slot, key)
-		}
-		notMeasured = errors.Is(err, hsm.ErrNotMeasured)
+		slot, err := o.proven(ctx, key, o.cfg.Boot)
 		switch {
 		case err == nil:
-			return slot, false, nil
-		case !notMeasured && !errors.Is(err, hsm.ErrBoot):
-			return nil, false, err
+			return slot, nil, nil
+		case !errors.Is(err, hsm.ErrNotMeasured) && !errors.Is(err, hsm.ErrBoot):
+			return nil, nil, err
 		}
-		o.log.WarnContext(ctx, "the store key is bound to key storage only, not to how the machine was booted", "err", err)
+		weaker = err
 	}
-	slot, err := o.chipSlot(ctx, key)
+	slot, err = o.proven(ctx, key, nil)
+	return slot, weaker, err
+}
+
+// proven makes a slot, to measurements or to the module, that opens now.
+func (o *opener) proven(ctx context.Context, key *hsm.Secret, boot *Boot) (slot *slotRecord, err error) {
+	if boot != nil {
+		slot, err = o.bootSlot(ctx, key, boot.Policy)
+	} else {
+		slot, err = o.chipSlot(ctx, key)
+	}
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	return slot, notMeasured, o.prove(ctx, slot, key)
+	return slot, o.prove(ctx, slot, key)
 }
 
 // bond finds out whether the slots are what the configuration asks for, and if
 // not makes the one that is, proves that it opens, and returns it.
-func (s *Store) bond(ctx context.Context) (*slotRecord, error) {
+func (s *Store) bond(ctx context.Context) (slot *slotRecord, err error) {
 	if s.o.key != nil { // what is there did not open
-		slot, notMeasured, err := s.o.firstSlot(ctx, s.key)
-		s.notMeasured = notMeasured
+		slot, s.weaker, err = s.o.firstSlot(ctx, s.key)
 		return slot, err
 	}
 	for _, r := range s.slots {
@@ -56,21 +62,11 @@ func (s *Store) bond(ctx context.Context) (*slotRecord, error) {
 			return nil, nil
 		}
 	}
-	var slot *slotRecord
-	var err error
-	if boot == nil {
-		slot, err = s.o.chipSlot(ctx, s.key)
-	} else {
-		slot, err = s.o.bootSlot(ctx, s.key, boot.Policy)
-		s.notMeasured = errors.Is(err, hsm.ErrNotMeasured)
-	}
-	if err == nil {
-		err = s.o.prove(ctx, slot, s.key)
-	}
-	if err != nil { // it opened, and so it will again
-		s.log.WarnContext(ctx, "the store key stays bound as it is", "bond", s.State().Bond, "err", err)
+	if slot, err = s.o.proven(ctx, s.key, boot); err != nil { // what opened will open again
+		s.weaker = err
 		return nil, nil
 	}
+	s.log.InfoContext(ctx, "the store key is sealed anew", "bond", bondOf(s.o.module.Level(), []*slotRecord{slot}))
 	return slot, nil
 }
 

@@ -54,8 +54,10 @@ type State struct {
 	// Bond is what the store key is bound to, by the weakest of the slots:
 	// "device secret", "chip", "boot" or "boot, signed".
 	Bond string `json:"bond"`
-	// NotMeasured: Config.Boot is set, and nothing is measured on this machine.
-	NotMeasured bool `json:"not_measured,omitempty"`
+	// Weaker is why the store key is not bound as Config.Boot wants it, "" when it
+	// is. NotMeasured is the usual reason: nothing is measured on this machine.
+	Weaker      string `json:"weaker,omitempty"`
+	NotMeasured bool   `json:"not_measured,omitempty"`
 	// Incarnation counts how often something was lost: a fall back to the second
 	// copy, an older file accepted, a key recovered under a new counter.
 	Incarnation uint32 `json:"incarnation"`

@@ -138,10 +138,6 @@ func (h head) behind(value uint64) int64 { return int64(value - h.Epoch - h.Delt
 
 // useCounter runs fn with the counter and what it is used with.
 func (s *Store) useCounter(ctx context.Context, fn func(ctx context.Context, c hsm.Counters, key *hsm.Secret) error) error {
-	c, ok := s.o.module.(hsm.Counters)
-	if !ok {
-		return fmt.Errorf("%w: key storage %q has none", hsm.ErrCounter, s.o.module.Level())
-	}
 	derived, err := hkdf.Key(sha256.New, s.key.Bytes(), nil, counterLabel, hsm.CounterKeySize)
 	if err != nil {
 		return err
@@ -150,7 +146,7 @@ func (s *Store) useCounter(ctx context.Context, fn func(ctx context.Context, c h
 	defer key.Wipe()
 	ctx, cancel := context.WithTimeout(ctx, counterTime)
 	defer cancel()
-	return fn(ctx, c, key)
+	return fn(ctx, s.o.module, key)
 }
 
 // readCounter asks the counter.
@@ -211,9 +207,6 @@ func (s *Store) increment(ctx context.Context) error {
 // makeCounter makes a counter. That there cannot be one is no error: then why
 // says so in plain words.
 func (s *Store) makeCounter(ctx context.Context) (c *counter, why string, err error) {
-	if _, ok := s.o.module.(hsm.Counters); !ok {
-		return nil, fmt.Sprintf("key storage %q has no counter", s.o.module.Level()), nil
-	}
 	err = s.useCounter(ctx, func(ctx context.Context, m hsm.Counters, key *hsm.Secret) (err error) {
 		c = &counter{}
 		if c.blob, err = m.NewCounter(ctx, key); err == nil {

@@ -81,8 +81,8 @@ type Store struct {
 	key  *hsm.Secret
 	// keyed are the key buckets; they do not change once the store is open.
 	keyed map[string]bool
-	// notMeasured and unprotected are what Open found: see State.
-	notMeasured bool
+	// weaker and unprotected are what Open found: see State.
+	weaker      error
 	unprotected string
 	schema      int  // of the file, before it was migrated
 	lostCounter bool // OpenWith found none
