@@ -157,7 +157,7 @@ func (s *Store) State() State {
 	if s.counter.blob != nil {
 		value := s.counter.value - s.head.Delta
 		st.Counter, st.Unprotected = &value, ""
-		st.RollbackProof = s.o.module.RollbackProof() && s.o.module.Level() != hsm.LevelTPMSocket
+		st.RollbackProof = s.o.module.RollbackProof()
 		if !st.RollbackProof {
 			st.Unprotected = "whoever can write to the disk can turn the counter back, too"
 		}
