@@ -47,7 +47,8 @@ fuzz: ## every fuzz target for FUZZTIME (30s)
 bench: ## benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
-soak: ## what takes too long for make test
+soak: ## what takes too long for make test, an emulated ARM board with its kernel included
+	@scripts/setup.sh soak
 	KAGIMORI_SOAK=1 $(GO) test -timeout 3h -run 'Soak' -v ./...
 
 cross: ## the agent for every board, static, into bin/

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the Debian packages that the tests and the demo use, when missing.
-# Usage: scripts/setup.sh [demo|test]   (default: test, which includes demo's)
+# Usage: scripts/setup.sh [demo|test|soak]   (default: test; each includes the one before)
 set -eu
 
 what=${1:-test}
@@ -10,10 +10,12 @@ test="$demo gcc:gcc swtpm:swtpm swtpm_setup:swtpm-tools tpm2_getcap:tpm2-tools m
 openssl:openssl strace:strace ip:iproute2 systemd-analyze:systemd socat:socat
 qemu-arm-static:qemu-user-static qemu-x86_64:qemu-user faketime:faketime
 systemd-nspawn:systemd-container init:systemd-sysv dbus-daemon:dbus"
+soak="$test qemu-system-arm:qemu-system-arm mkfs.ext4:e2fsprogs"
 case $what in
 demo) wanted=$demo; [ "${HSM:-file}" = tpm ] && wanted="$demo swtpm:swtpm" ;;
 test) wanted=$test ;;
-*) echo "setup.sh: unknown set '$what'; choose demo or test" >&2; exit 2 ;;
+soak) wanted=$soak; "$(dirname "$0")/kernel.sh" ;;
+*) echo "setup.sh: unknown set '$what'; choose demo, test or soak" >&2; exit 2 ;;
 esac
 
 missing=

@@ -1,0 +1,151 @@
+package stories
+
+import (
+	"context"
+	"encoding/json"
+	"math/rand/v2"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// soak skips what takes too long for `make test`.
+func soak(t *testing.T, takes string) {
+	t.Helper()
+	if os.Getenv("KAGIMORI_SOAK") == "" {
+		t.Skipf("takes %s: make soak", takes)
+	}
+}
+
+// The module's own suite on a 32-bit ARM kernel, through the device nodes of its
+// resource manager.
+func TestSoakSuiteOnABoard(t *testing.T) {
+	soak(t, "two minutes")
+	e := newEmulator(t)
+	e.boot()
+	r := e.run(10*time.Minute, "", []string{"KAGIMORI_TPM_NODES=/dev/tpmrm0,/dev/tpmrm1"}, "/bin/tpm.test", "-test.run=TestSoakDeviceNodes", "-test.v")
+	if r.code != 0 || strings.Contains(r.out, "--- SKIP") || strings.Count(r.out, "--- PASS: TestSoakDeviceNodes/") < 15 {
+		t.Errorf("exit %d\n%s%s", r.code, r.out, r.err)
+	}
+	t.Logf("%d checks passed", strings.Count(r.out, "--- PASS: TestSoakDeviceNodes/"))
+}
+
+// boardCuts is how often the power goes in TestSoakBoardLosesPower.
+const boardCuts = 20
+
+// A terminal on a 32-bit ARM kernel with a real /dev/tpmrm0 obeys commands while
+// its power is cut again and again: the whole machine is gone at once, page cache
+// and chip's memory with it. It comes back each time, opens its store, and has
+// every credential that the server was told of.
+//
+// req: L7
+func TestSoakBoardLosesPower(t *testing.T) {
+	soak(t, "six minutes")
+	d := deploy(t, nil, func(d *deployment) string { return strings.Replace(d.mqtt, "127.0.0.1", "10.0.2.2", 1) })
+	e := newEmulator(t)
+	e.boot()
+	e.launch("/bin/kagimori", "run")
+	e.answers()
+	b := d.bundle("nav-001", "terminal", "add", "nav-001")
+	text, err := os.ReadFile(b.Bundle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.put("/tmp/nav-001.bundle", text)
+	e.verb(b.Passphrase+"\n", "provision", "/tmp/nav-001.bundle")
+	e.connected()
+	status := e.status()
+	if status.KeyStorage.Level != "tpm" {
+		t.Errorf("level %q, want tpm", status.KeyStorage.Level)
+	}
+	orders := d.issueOn("nav-001")
+	defer orders.stop()
+	for round := range boardCuts {
+		more := orders.count() + 1
+		e.until("another credential", func() bool { return orders.count() >= more })
+		cut := time.NewTimer(time.Duration(rand.IntN(2000)) * time.Millisecond) // while the next ones are made
+		<-cut.C
+		acknowledged := orders.all()
+		e.powerCut()
+		e.boot()
+		e.launch("/bin/kagimori", "run")
+		e.answers()
+		e.connected()
+		if s := e.status(); s.Device != status.Device || s.KeyStorage.Level != "tpm" {
+			t.Fatalf("round %d: %+v", round, s)
+		}
+		held := e.verb("", "credential", "list", "--json")
+		for _, id := range acknowledged {
+			if !strings.Contains(held, id) {
+				t.Fatalf("round %d: %s was acknowledged and is lost\n%s", round, id, held)
+			}
+		}
+	}
+	t.Logf("%d power cuts, %d credentials acknowledged, none lost", boardCuts, orders.count())
+}
+
+// orders are credentials that are issued one after the other, each for a service
+// of its own, whatever happens to the terminal meanwhile.
+type orders struct {
+	mu   sync.Mutex
+	ids  []string // guarded by mu: those that the terminal has acknowledged
+	stop func()
+}
+
+func (d *deployment) issueOn(name string) *orders {
+	o := new(orders)
+	ctx, cancel := context.WithCancel(d.t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for n := 0; ctx.Err() == nil; n++ {
+			r := d.server.run("", "kagimori-server", "--socket", d.server.socket("kagimori-server"),
+				"credential", "issue", name, "--service", "s-"+itoa(n), "--wait", "--json")
+			if id := regexp.MustCompile(`cr-[a-z0-9]+`).FindString(r.out); r.code == 0 && id != "" {
+				o.mu.Lock()
+				o.ids = append(o.ids, id)
+				o.mu.Unlock()
+			}
+		}
+	})
+	o.stop = func() { cancel(); wg.Wait() }
+	return o
+}
+
+func (o *orders) all() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.ids)
+}
+
+func (o *orders) count() int { return len(o.all()) }
+
+// boardStatus is what this story looks at of the agent's status.
+type boardStatus struct {
+	Device      string
+	KeyStorage  struct{ Level string } `json:"key_storage"`
+	Link        struct{ State string }
+	Credentials struct{ Total int }
+}
+
+func (e *emulator) status() (s boardStatus) {
+	e.t.Helper()
+	if err := json.Unmarshal([]byte(e.verb("", "status", "--json")), &s); err != nil {
+		e.t.Fatal(err)
+	}
+	return s
+}
+
+// answers waits for the daemon.
+func (e *emulator) answers() {
+	e.t.Helper()
+	e.until("the daemon answers", func() bool { return e.run(patience, "", nil, "/bin/kagimori", "status").code == 0 })
+}
+
+func (e *emulator) connected() {
+	e.t.Helper()
+	e.until("connected to the server", func() bool { return e.status().Link.State == "connected" })
+}
