@@ -55,6 +55,8 @@ type Config struct {
 	Keycopy *KeycopyConfig
 	// Passphrase is where key storage asks for one; nil: nobody can give it.
 	Passphrase *PassphraseDesk
+	// Boot is how keys are bound to the boot, for what people see; nil: not.
+	Boot *BootConfig
 	// StateDir is where the store is, for what is set aside there and for the doctor. Examine
 	// asks key storage how it is while it does not open; nil: it is not asked.
 	StateDir string

@@ -60,6 +60,7 @@ func TestClasses(t *testing.T) {
 		"LockoutSet": control.Admin, "LockoutReset": control.Admin, "PINSet": control.Admin, "PINClear": control.Admin,
 		"RecoveryStatus": control.Read, "RecoveryStart": control.Admin, "RecoveryAcceptOlder": control.Admin, "RecoveryExport": control.Admin, "RecoveryImport": control.Admin,
 		"Unlock": control.Operate, "PassphraseSet": control.Admin, "PassphraseRemove": control.Admin,
+		"BootShow": control.Read, "BootPrepare": control.Admin, "BootConfirm": control.Admin,
 	}
 	got := map[string]control.Class{}
 	for _, m := range testAgent(t, Config{}).Interface().Methods {

@@ -21,13 +21,14 @@ import (
 // stage is a terminal whose key storage is lost and found: a real module, a real
 // store, the loop that opens them.
 type stage struct {
-	t     *testing.T
-	dir   string
-	where open.Config
-	boot  *store.Boot
-	srv   *server
-	a     *Agent
-	stop  func()
+	t          *testing.T
+	dir        string
+	where      open.Config
+	boot       *store.Boot
+	bootConfig *BootConfig
+	srv        *server
+	a          *Agent
+	stop       func()
 }
 
 func newStage(t *testing.T, kind string) (*stage, *hsmtest.TPM) {
@@ -54,7 +55,7 @@ func newStage(t *testing.T, kind string) (*stage, *hsmtest.TPM) {
 func (s *stage) start() *Agent {
 	s.t.Helper()
 	log := testLog(s.t)
-	cfg := Config{Program: "kagimori", StateDir: s.dir, Bundles: []transport.BundleKind{transport.BundleSpare, transport.BundleTerminal}}
+	cfg := Config{Program: "kagimori", StateDir: s.dir, Boot: s.bootConfig, Bundles: []transport.BundleKind{transport.BundleSpare, transport.BundleTerminal}}
 	var err error
 	s.a, err = New(cfg, Storage(s.where, StoreConfig{Dir: s.dir, Boot: s.boot}, log), systemd.NewWatchdog(systemd.NewNotifier(log), 0, log), log)
 	if err != nil {

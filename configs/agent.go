@@ -72,7 +72,7 @@ func (r Relay) check(key string, report report) {
 func DefaultAgent() Agent {
 	return Agent{
 		StateDir: "/var/lib/kagimori",
-		HSM:      HSM{Kind: "file", Passphrase: "ask"},
+		HSM:      HSM{Kind: "file", Passphrase: "ask", BootRegisters: []int{}},
 		Control:  Control{Socket: "/run/kagimori/control.sock", Mode: "0660", Operators: []string{}},
 		Link:     defaultLink(),
 		Keycopy:  Keycopy{Listen: "0.0.0.0:8885", CodeTTL: durationOf(maxCodeTTL), Enabled: []string{"pake"}},

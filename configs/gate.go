@@ -74,7 +74,7 @@ func withPort(host string) string {
 func defaultGate() Gate {
 	return Gate{
 		StateDir: "/var/lib/kagimori-gate",
-		HSM:      HSM{Kind: "file", Passphrase: "ask"},
+		HSM:      HSM{Kind: "file", Passphrase: "ask", BootRegisters: []int{}},
 		Control:  Control{Socket: "/run/kagimori-gate/control.sock", Mode: "0660", Operators: []string{}},
 		Link:     defaultLink(),
 		Gate: GateGate{

@@ -60,6 +60,41 @@ type HSM struct {
 	// Passphrase is where the passphrase of kind "file" comes from, if one is set:
 	// "ask", "credential:NAME" or the path of a file.
 	Passphrase string `toml:"passphrase"`
+	// BootRegisters are the PCRs that say how the machine was booted; with some,
+	// kind "tpm" keeps keys for such a boot only.
+	BootRegisters []int `toml:"boot_registers"`
+	// BootAuthority is a PEM file with the P-256 key of whoever approves boots.
+	BootAuthority string `toml:"boot_authority"`
+	// BootApprovals is the directory with what was approved.
+	BootApprovals string `toml:"boot_approvals"`
+}
+
+// maxBootRegisters and lastRegister bound BootRegisters.
+const maxBootRegisters, lastRegister = 8, 23
+
+func (h HSM) checkBoot(report report) {
+	seen := map[int]bool{}
+	for _, n := range h.BootRegisters {
+		if n < 0 || n > lastRegister || seen[n] {
+			report("hsm.boot_registers", "%d is not a register from 0 to %d, named once", n, lastRegister)
+		}
+		seen[n] = true
+	}
+	switch bound := len(h.BootRegisters) > 0; {
+	case len(h.BootRegisters) > maxBootRegisters:
+		report("hsm.boot_registers", "names %d registers, at most %d can be used", len(h.BootRegisters), maxBootRegisters)
+	case bound && h.Kind != "tpm":
+		report("hsm.boot_registers", "is for kind \"tpm\" only: a file cannot know how the machine was booted")
+	case !bound && h.BootAuthority != "":
+		report("hsm.boot_authority", "is of no use without boot_registers")
+	case h.BootApprovals != "" && h.BootAuthority == "":
+		report("hsm.boot_approvals", "is of no use without boot_authority")
+	}
+	for key, path := range map[string]string{"hsm.boot_authority": h.BootAuthority, "hsm.boot_approvals": h.BootApprovals} {
+		if path != "" && !strings.HasPrefix(path, "/") {
+			report(key, "%q is not an absolute path", path)
+		}
+	}
 }
 
 func (h HSM) check(report report) {
@@ -71,6 +106,7 @@ func (h HSM) check(report report) {
 	case !strings.HasPrefix(h.Passphrase, "/"):
 		report(key, "%q is none of \"ask\", \"credential:NAME\" and the absolute path of a file", h.Passphrase)
 	}
+	h.checkBoot(report)
 	if h.Kind == "tpm" && h.Passphrase != "ask" {
 		report(key, "is for kind \"file\" only: a TPM keeps keys without a passphrase")
 	}

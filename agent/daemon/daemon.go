@@ -56,7 +56,15 @@ func (d *Daemon) Agent(cfg agent.Config, keys configs.HSM, stateDir string) (*ag
 	cfg.Passphrase = &agent.PassphraseDesk{}
 	where := open.Config{Kind: keys.Kind, Path: keys.Path, Dir: stateDir, Passphrase: keys.Passphrase, Ask: cfg.Passphrase.Ask}
 	cfg.Examine = func(ctx context.Context) (hsm.Health, error) { return open.Examine(ctx, where, d.Log) }
-	storage := agent.Storage(where, agent.StoreConfig{Dir: stateDir, Check: CheckStore}, d.Log)
+	sc := agent.StoreConfig{Dir: stateDir, Check: CheckStore}
+	if len(keys.BootRegisters) > 0 {
+		b, err := newBoot(keys, where, d.Log)
+		if err != nil {
+			return nil, err
+		}
+		sc.Boot, cfg.Boot = b.store(), b.agent()
+	}
+	storage := agent.Storage(where, sc, d.Log)
 	a, err := agent.New(cfg, storage, d.Dog, d.Log)
 	if err != nil {
 		return nil, control.Problemf(control.Config, "correct the configuration", "%w", err)

@@ -43,6 +43,6 @@ func program() *verb.Frame {
 			return cfg.HSM, cfg.StateDir, err
 		},
 	}
-	f.Add(daemon.CheckVerb("kagimori"), shared.Doctor(), shared.Audit(), shared.Lockout(), shared.Unlock(), shared.Passphrase(), shared.Recovery())
+	f.Add(daemon.CheckVerb("kagimori"), shared.Doctor(), shared.Audit(), shared.Lockout(), shared.Unlock(), shared.Passphrase(), shared.Recovery(), shared.Boot())
 	return f
 }
