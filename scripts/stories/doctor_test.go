@@ -150,6 +150,7 @@ func TestDoctorFindsFaults(t *testing.T) {
 		"disk full":      diskFull,
 		"daemon down":    daemonDown,
 		"PIN":            wrongPINs,
+		"PCR extended":   bootChanged,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
