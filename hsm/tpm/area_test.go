@@ -129,6 +129,23 @@ func TestAreaFits(t *testing.T) {
 	}
 }
 
+// The set of registers is part of what an authority signs for: who leads the chip
+// through a policy of fewer by hand gets nowhere with an approval of those.
+func TestAuthorityBindsRegisters(t *testing.T) {
+	key := make([]byte, pointSize)
+	few, err := selectPCRs([]int{7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	more, err := selectPCRs([]int{7, 14})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if few.policyAuthorized(key) == more.policyAuthorized(key) {
+		t.Error("two sets of registers make one policy")
+	}
+}
+
 func TestKDFs(t *testing.T) {
 	key, u, v := hsm.RandomSecret(32).Bytes(), hsm.RandomSecret(32).Bytes(), hsm.RandomSecret(32).Bytes()
 	for _, n := range []int{16, 32, 48, 64} {

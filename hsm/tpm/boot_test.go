@@ -185,6 +185,26 @@ func TestSealBootNotMeasured(t *testing.T) {
 	sealBoot(t, p, hsm.RandomSecret(32), hsm.BootPolicy{Registers: []int{7, 14}})
 }
 
+// A refused opening gives its session back: the chip is never found full.
+func TestRefusedBootKeepsNoSession(t *testing.T) {
+	p := bootedTPM(t)
+	b := sealBoot(t, p, hsm.RandomSecret(32), hsm.BootPolicy{Registers: bootRegisters})
+	p.Extend(14, "more")
+	bus := hsmtest.NewBus(t, p.Socket, nil)
+	m := open(t, bus.Socket)
+	const refusals = 6 // twice the places
+	for range refusals {
+		_, err := m.UnsealBoot(t.Context(), b, nil)
+		wantBootError(t, err, 14)
+	}
+	if n := count(bus, tpm2.TPMCCStartAuthSession); n != refusals {
+		t.Errorf("%d sessions were started, want %d", n, refusals)
+	}
+	if n := count(bus, tpm2.TPMCCGetCapability); n != 0 {
+		t.Error("the chip was full and had to be cleared")
+	}
+}
+
 // A chip without the bank says so.
 func TestSealBootNoBank(t *testing.T) {
 	p := hsmtest.NewTPM(t)

@@ -185,6 +185,29 @@ func TestPINCountsOnce(t *testing.T) {
 	}
 }
 
+// Each PIN and each lockout password has a session of its own, in step for sure:
+// a right one is never counted because a session of before was not.
+func TestPINHasItsOwnSession(t *testing.T) {
+	p := hsmtest.NewTPM(t)
+	b := sealPIN(t, p, hsm.RandomSecret(32))
+	bus := hsmtest.NewBus(t, p.Socket, nil)
+	m := open(t, bus.Socket)
+	must(m.NewKey(t.Context())) // in a session that lasts
+	for n := range 3 {
+		before := count(bus, tpm2.TPMCCStartAuthSession)
+		if n == 2 {
+			if err := m.ResetLockout(t.Context(), nil); err != nil {
+				t.Error(err)
+			}
+		} else {
+			must(m.UnsealPIN(t.Context(), b, pin("1234")))
+		}
+		if got := count(bus, tpm2.TPMCCStartAuthSession) - before; got != 1 {
+			t.Errorf("use %d: %d new sessions, want 1", n, got)
+		}
+	}
+}
+
 func TestPINTampered(t *testing.T) {
 	p := hsmtest.NewTPM(t)
 	b := sealPIN(t, p, hsm.RandomSecret(32))
