@@ -165,6 +165,8 @@ type (
 	AuditParams struct {
 		Since int64  `json:"since,omitempty"`
 		Kind  string `json:"kind,omitempty"`
+		// Earlier asks for the logs of stores that were taken over instead.
+		Earlier bool `json:"earlier,omitempty"`
 	}
 	// AuditPage is one piece of the log.
 	AuditPage struct {
@@ -198,6 +200,16 @@ func (a *Agent) auditList(ctx context.Context, call *control.Call) error {
 	}
 	list := []audit.Line{}
 	err = v.store.View(func(tx *store.Tx) error {
+		if in.Earlier {
+			return tx.Each(bucketPast, func(_ string, decode func(any) error) error {
+				var e audit.Entry
+				if err := decode(&e); err != nil {
+					return err
+				}
+				list = append(list, e.Line())
+				return ctx.Err()
+			})
+		}
 		return audit.List(tx, audit.Filter{Since: in.Since, Kind: audit.Kind(in.Kind)}, func(l audit.Line) error {
 			list = append(list, l)
 			return ctx.Err()

@@ -26,7 +26,7 @@ type Takeover struct {
 }
 
 const (
-	bucketPast = "audit-past" // entries of stores that were taken over, as they were
+	bucketPast = "audit-past" // for audit list --earlier: entries of stores that were taken over, as they were
 )
 
 // takeOver takes over the store that is set aside under name, with its key.

@@ -16,6 +16,15 @@ type Line struct {
 	Detail  string    `json:"detail,omitempty"`
 }
 
+// Line is e for people.
+func (e *Entry) Line() Line {
+	l := Line{Seq: e.Seq, Kind: e.Kind, Subject: e.Subject, Detail: e.Detail}
+	if e.Time > 0 {
+		l.Time = time.Unix(e.Time, 0).UTC()
+	}
+	return l
+}
+
 // A Filter picks entries. Entries of unknown time count as later than any Since
 // when they stand behind one that is.
 type Filter struct {
@@ -37,11 +46,7 @@ func List(tx *store.Tx, f Filter, fn func(Line) error) error {
 		if !late || f.Kind != "" && f.Kind != e.Kind {
 			return nil
 		}
-		l := Line{Seq: e.Seq, Kind: e.Kind, Subject: e.Subject, Detail: e.Detail}
-		if e.Time > 0 {
-			l.Time = time.Unix(e.Time, 0).UTC()
-		}
-		return fn(l)
+		return fn(e.Line())
 	})
 	if err != nil {
 		return fmt.Errorf("read audit log: %w", err)

@@ -29,9 +29,13 @@ func (p Program) listAudit() *cobra.Command {
 		Example: fmt.Sprintf("  %[1]s audit list\n  %[1]s audit list --since 24h --kind copy-failed", p.Name),
 	}
 	since := cmd.Flags().String("since", "", "only later than this `TIME`: 2026-01-31, 2026-01-31T12:00:00Z, or a span such as 24h")
+	earlier := cmd.Flags().Bool("earlier", false, "the logs of stores that were taken over by recovery, as they were")
 	kind := cmd.Flags().String("kind", "", "only entries of this `KIND`")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		in := agent.AuditParams{Kind: *kind}
+		in := agent.AuditParams{Kind: *kind, Earlier: *earlier}
+		if in.Earlier && (*since != "" || *kind != "") {
+			return control.Problemf(control.Usage, "ask for all of it", "--earlier goes with neither --since nor --kind")
+		}
 		var err error
 		if in.Since, err = parseSince(*since, time.Now()); err != nil {
 			return err
