@@ -33,7 +33,7 @@ func newTightDisk(t *testing.T) *tightDisk {
 		t.Skipf("cannot mount a small disk here (%v): this test needs root and mount", err)
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(k.dir, 0); err != nil {
+		if err := syscall.Unmount(k.dir, syscall.MNT_DETACH); err != nil {
 			t.Errorf("unmount: %v", err)
 		}
 	})
@@ -227,7 +227,7 @@ func everyFault(t *testing.T, mode string, commands, step int) (ran int, bad []s
 	return ran, bad
 }
 
-func TestEveryFault(t *testing.T) { reportFaults(t, 6, 5) }
+func TestEveryFault(t *testing.T) { reportFaults(t, 6, 7) }
 
 func TestSoakEveryFault(t *testing.T) {
 	if os.Getenv("KAGIMORI_SOAK") == "" {
@@ -250,7 +250,7 @@ func reportFaults(t *testing.T, commands, step int) {
 // The test above must be able to fail: a daemon that does not look whether
 // there was room loses commands.
 func TestEveryFaultControl(t *testing.T) {
-	ran, bad := everyFault(t, "deaf", 6, 5)
+	ran, bad := everyFault(t, "deaf", 6, 7)
 	if len(bad) == 0 {
 		t.Errorf("nothing is noticed in %d faults", ran)
 	}

@@ -49,7 +49,7 @@ func tight(t *testing.T, m *machine) *tightDisk {
 		t.Skipf("cannot mount a small disk here (%v): this story needs root and mount", err)
 	}
 	t.Cleanup(func() {
-		if err := syscall.Unmount(k.dir, 0); err != nil {
+		if err := syscall.Unmount(k.dir, syscall.MNT_DETACH); err != nil {
 			t.Errorf("unmount: %v", err)
 		}
 	})
