@@ -138,15 +138,62 @@ func zero(f *os.File, size, pageSize int64, used []bool) error {
 	return f.Sync()
 }
 
-// shred overwrites a whole file, which has no name any more or is about to lose
-// it. It is best effort: a power cut at the wrong moment leaves its blocks as
-// they were.
+// shred overwrites a file that has no name any more or is about to lose it: all
+// but the pages of record buckets, in which nothing opens without what is
+// overwritten; or the whole of one that is no store. It is best effort: a power
+// cut at the wrong moment leaves its blocks as they were.
 func shred(f *os.File) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	return zero(f, info.Size(), shredStep, nil)
+	spare, pageSize, err := recordPages(f, info.Size())
+	if err != nil {
+		spare, pageSize = nil, shredStep
+	}
+	return zero(f, info.Size(), pageSize, spare)
+}
+
+// recordPages says of each page whether it holds records only, and nothing that
+// the store keeps for itself.
+func recordPages(r io.ReaderAt, size int64) (spare []bool, pageSize int64, err error) {
+	m, err := readMeta(r, size)
+	if err != nil {
+		return nil, 0, err
+	}
+	p, err := newPages(r, size, m)
+	if err != nil {
+		return nil, 0, err
+	}
+	root, err := p.take(m.root)
+	if err != nil {
+		return nil, 0, err
+	}
+	if order.Uint16(root[8:]) != flagLeaf {
+		return nil, 0, errors.New("more buckets than a page holds")
+	}
+	p.seen = make([]bool, m.high)
+	n := int(order.Uint16(root[10:]))
+	for i, end := 0, pageHeader+n*element; i < n; i++ {
+		at := pageHeader + i*element
+		if at+element > len(root) {
+			return nil, 0, errors.New("a leaf that is cut")
+		}
+		pos, keySize := order.Uint32(root[at+4:]), order.Uint32(root[at+8:])
+		var name, value []byte
+		var ok, ok2 bool
+		name, end, ok = cut(root, at, end, pos, keySize)
+		value, end, ok2 = cut(root, at, end, pos+keySize, order.Uint32(root[at+12:]))
+		if !ok || !ok2 || len(name) == 0 || len(value) < bucketHeader {
+			return nil, 0, fmt.Errorf("element %d is not in its place", i)
+		}
+		if id := order.Uint64(value); name[0] != '_' && id != 0 {
+			if err := p.tree(id, false, nil, nil, 0); err != nil {
+				return nil, 0, err
+			}
+		}
+	}
+	return p.seen, int64(m.pageSize), nil
 }
 
 const shredStep = 64 << 10 // bytes at a time

@@ -201,3 +201,33 @@ func TestScrubWaitsForReaders(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The second copy that is replaced has lost its name, but its blocks are there
+// until something else takes them: they hold no key either.
+func TestReplacedCopyIsDestroyed(t *testing.T) {
+	e := newTerminal(t)
+	s := e.mustOpen(t)
+	for i := range 60 {
+		update(t, s, func(tx *Tx) error {
+			return tx.Put("credentials", fmt.Sprint("c", i), record{Name: strings.Repeat("x", 400), N: i})
+		})
+	}
+	old := e.path() + ".held"
+	if err := os.Link(e.path()+copySuffix, old); err != nil {
+		t.Fatal(err)
+	}
+	r := remnantOf(t, s, "c7")
+	if len(r.traces(t, s, old)) == 0 {
+		t.Error("nothing is found while it is there")
+	}
+	slot := s.slotList()[0].Blob
+	update(t, s, func(tx *Tx) error { return tx.Delete("credentials", "c7") })
+	body, err := os.ReadFile(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := slices.DeleteFunc(r.traces(t, s, old), func(what string) bool { return !strings.HasPrefix(what, "its key") })
+	if len(found) > 0 || bytes.Contains(body, r.wrapped[:40]) || bytes.Contains(body, slot) {
+		t.Errorf("found: %v", found)
+	}
+}

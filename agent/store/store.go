@@ -1,22 +1,46 @@
 // Package store keeps a daemon's records: one bbolt file, every value sealed
 // under one store key that the hsm module unseals once per Open (DESIGN D6).
-// START HERE; then tx.go (what a transaction can do), seal.go (how a value is
-// sealed), create.go (how a file comes to be), page.go (what is checked before
-// bbolt may touch a file).
+// START HERE; then
+//
+//   - config.go, open.go: what a daemon decides, and how a file is opened; create.go,
+//     slot.go, boot.go, arrange.go, schema.go: what that takes
+//   - tx.go, batch.go: what a transaction can do; record.go, seal.go: how a value is
+//     sealed; head.go: the one record that speaks for all
+//   - epoch.go: key changes and the counter, step by step; scrub.go, copy.go: steps
+//     2 and 3; fallback.go: going on with the copy
+//   - page.go, check.go: what is checked before bbolt may touch a file, and later
 //
 // # What is sealed and what is not
 //
 // A value is deterministic CBOR, sealed with XChaCha20-Poly1305 under a random
-// nonce; its bucket, its key and the record version are associated data, so a
-// value that is moved to another place does not open. Bucket names and keys
-// are in clear, because queues need their order: never put anything secret or
-// personal in a key. Whoever has a copy of the file learns how many records of
-// each kind there are and under which ids, and nothing that is in them. Blobs
-// (PutBlob) need no protection, by the contract of package hsm.
+// nonce; its bucket, its key, the record version and the epoch in which it was
+// written are associated data, so a value that is moved to another place does not
+// open. Bucket names and keys are in clear, because queues need their order: never
+// put anything secret or personal in a key. Whoever has a copy of the file learns
+// how many records of each kind there are, under which ids, and when they changed,
+// and nothing that is in them. Blobs (PutBlob) need no protection, by the contract
+// of package hsm.
 //
-// Whoever can write to the file can delete a record, or put back an older value
-// of the same key; the seal does not show that. Deleted values stay in the
-// file's free pages, sealed, until they are overwritten.
+// # What somebody can do who writes to the file
+//
+// To the key buckets (Config.Keys), to blobs and to slots: nothing that Open does
+// not notice. None of their records can be removed, added, changed or put back,
+// since the head has a digest of them. To other records: delete one, or put back
+// an older value of the same key. To the whole: damage or remove it, after which
+// the second copy goes on, without what other buckets got since the last key
+// change, and State says so; damage or remove both, after which nothing goes on.
+// Putting back an older file, with its copy, is noticed by the counter, as far as
+// the counter itself cannot be put back (hsm.Counters.RollbackProof); between two
+// key changes it is not. Without a counter only the copy bears witness. A file of
+// schema 1, or of a time when there was no counter, has no witness but the copy.
+//
+// # What is destroyed
+//
+// When a record of a key bucket, a blob or a slot is replaced or deleted, neither
+// it nor its key can be found in the file, nor in the second copy, when Update
+// returns. Deleted records of other buckets stay in the free pages, sealed. Broken
+// files that were kept (PATH.broken-N) keep what was in them, and below the file
+// system flash memory keeps what it likes, until it is erased.
 //
 // # Durability
 //
@@ -24,6 +48,13 @@
 // writes its meta page and syncs again. A crash leaves the state after the last
 // Update that returned, or after the one that was under way; so effects must be
 // repeatable. An Update that changes nothing writes nothing.
+//
+// A change of one small record writes 20 KiB (bbolt writes whole pages), twenty in
+// one transaction 35 KiB: use Batch, and put together what belongs together. A key
+// change writes all that is in use once more, for the copy; one that replaces or
+// deletes adds what it frees, and the old copy's own pages. With 400 KiB in use
+// that is 330 and 480 KiB, some 12 syncs, and a step of the chip's counter.
+// BenchmarkChange measures it.
 //
 // # Shape of records
 //
