@@ -44,7 +44,9 @@ func TestBootApprove(t *testing.T) {
 		if got, err := hsm.ParseApproval(data); err != nil || got.Values[7][0] != 0xab || len(got.Values) != 2 {
 			t.Errorf("%+v, %v", got, err)
 		}
-		w.bad(6, args...) // it is there already
+		if i > 0 {
+			w.bad(6, args...) // it is there already
+		}
 	}
 	out := path("no.approval")
 	w.bad(2, "boot", "approve", "--register", value, "-o", out)
