@@ -102,16 +102,17 @@ func TestPINNotWritable(t *testing.T) {
 	m := open(t, path)
 	defer m.Close()
 	b := sealPIN(t, m, "behind", "1234")
+	file.SetTries(t, m, file.MaxTries-3)
 	if err := os.Mkdir(filepath.Join(filepath.Dir(path), ".device.secret.tries.tmp"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for range file.MaxTries {
+	for range 3 {
 		if _, err := m.UnsealPIN(t.Context(), b, pin("0000")); err == nil || errors.Is(err, hsm.ErrLockout) {
 			t.Fatal(err)
 		}
 	}
 	if _, err := m.UnsealPIN(t.Context(), b, pin("1234")); !errors.Is(err, hsm.ErrLockout) {
-		t.Errorf("after %d: %v", file.MaxTries, err)
+		t.Errorf("after all tries: %v", err)
 	}
 }
 
