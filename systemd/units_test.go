@@ -12,12 +12,15 @@ import (
 	"testing"
 )
 
-// services and the exposure that each may have at most.
+// most is the exposure that a unit may have at most, with whatever drop-in.
+const most = 1.6
+
+// services and the exposure that each may have as it ships.
 var services = []struct {
 	name string
 	most float64
 }{
-	{"kagimori", 1.6}, {"kagimori-gate", 1.3}, {"kagimori-server", 1.3},
+	{"kagimori", most}, {"kagimori-gate", 1.3}, {"kagimori-server", 1.3},
 }
 
 var execLine = regexp.MustCompile(`(?m)^ExecStart=.*$`)
@@ -94,58 +97,56 @@ func TestUnitsExposure(t *testing.T) {
 		}
 	}
 	loose := copyUnit(t, t.TempDir(), "kagimori", "NoNewPrivileges=no\nCapabilityBoundingSet=CAP_SYS_ADMIN\nProtectSystem=no\n")
-	if got := exposure(t, loose); got <= 1.6 {
+	if got := exposure(t, loose); got <= most {
 		t.Errorf("a loosened unit scores %.1f", got)
 	}
 }
 
-// TestTPMDropIn: with the drop-in the gate and the server reach the TPM and
-// are still no more exposed than the agent.
-func TestTPMDropIn(t *testing.T) {
-	data, err := fs.ReadFile(Units, "units/hsm-tpm.conf")
+// dropIn is what a drop-in that ships adds to [Service].
+func dropIn(t *testing.T, name string) (text, lines string) {
+	t.Helper()
+	data, err := fs.ReadFile(Units, "units/"+name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, lines, ok := strings.Cut(string(data), "[Service]\n")
 	if !ok {
-		t.Fatal("no [Service] in the drop-in")
+		t.Fatalf("no [Service] in %s", name)
 	}
-	for _, name := range []string{"kagimori-gate", "kagimori-server"} {
-		unit := copyUnit(t, t.TempDir(), name, lines)
-		if _, stderr := analyze(t, "--man=no", "verify", unit); stderr != "" {
-			t.Errorf("%s: %s", name, stderr)
+	return string(data), lines
+}
+
+// TestDropIns: with each drop-in, and with all of them, every unit is sound and
+// no more exposed than the agent's. The agent's own lets the TPM in already.
+func TestDropIns(t *testing.T) {
+	_, tpm := dropIn(t, "hsm-tpm.conf")
+	_, credential := dropIn(t, "hsm-credential.conf")
+	for _, s := range services {
+		added := map[string]string{"hsm-credential.conf": credential}
+		if s.name != "kagimori" {
+			added["hsm-tpm.conf"], added["both"] = tpm, tpm+credential
 		}
-		if got := exposure(t, unit); got > 1.6 {
-			t.Errorf("%s: exposure %.1f", name, got)
+		for name, lines := range added {
+			unit := copyUnit(t, t.TempDir(), s.name, lines)
+			if _, stderr := analyze(t, "--man=no", "verify", unit); stderr != "" {
+				t.Errorf("%s with %s: %s", s.name, name, stderr)
+			}
+			if got := exposure(t, unit); got > most {
+				t.Errorf("%s with %s: exposure %.1f, at most %.1f", s.name, name, got, most)
+			}
 		}
 	}
 }
 
-// TestCredentialDropIn: the drop-in fits both units, and what its comment says to
-// type makes a credential that the name belongs to.
+// TestCredentialDropIn: what the drop-in's comment says to type makes a credential
+// that the name belongs to.
 func TestCredentialDropIn(t *testing.T) {
-	data, err := fs.ReadFile(Units, "units/hsm-credential.conf")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, lines, ok := strings.Cut(string(data), "[Service]\n")
-	if !ok {
-		t.Fatal("no [Service] in the drop-in")
-	}
-	for _, name := range []string{"kagimori", "kagimori-gate"} {
-		unit := copyUnit(t, t.TempDir(), name, lines)
-		if _, stderr := analyze(t, "--man=no", "verify", unit); stderr != "" {
-			t.Errorf("%s: %s", name, stderr)
-		}
-		if got := exposure(t, unit); got > 1.6 {
-			t.Errorf("%s: exposure %.1f", name, got)
-		}
-	}
+	data, _ := dropIn(t, "hsm-credential.conf")
 	if os.Getuid() != 0 {
 		t.Skip("needs root: systemd-creds reads the key of the host")
 	}
 	const dir = "/etc/credstore.encrypted"
-	_, command, _ := strings.Cut(string(data), "#   head ")
+	_, command, _ := strings.Cut(data, "#   head ")
 	command, _, _ = strings.Cut(command, "\n")
 	command = "head " + strings.Replace(command, dir, t.TempDir(), 1)
 	fields := strings.Fields(command)
