@@ -3,6 +3,7 @@ package stories
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"regexp"
@@ -45,7 +46,7 @@ const boardCuts = 20
 // req: L7
 func TestSoakBoardLosesPower(t *testing.T) {
 	soak(t, "six minutes")
-	d := deploy(t, nil, func(d *deployment) string { return strings.Replace(d.mqtt, "127.0.0.1", "10.0.2.2", 1) })
+	d := outside(t)
 	e := newEmulator(t)
 	e.boot()
 	e.launch("/bin/kagimori", "run")
@@ -88,6 +89,18 @@ func TestSoakBoardLosesPower(t *testing.T) {
 	t.Logf("%d power cuts, %d credentials acknowledged, none lost", boardCuts, orders.count())
 }
 
+// outside is a management server on the machine around the board, known by the
+// address that the emulator gives that machine. There is no gate.
+func outside(t *testing.T) *deployment {
+	t.Helper()
+	d := &deployment{t: t, server: newMachine(t, "server"), bundles: map[string]made{}}
+	d.mqtt, d.http = d.address(d.server, 8883), d.address(d.server, 8880)
+	d.serverConfig = d.server.config("kagimori-server", "", fmt.Sprintf("[mqtt]\nlisten = %q\n[http]\nlisten = %q", d.mqtt, d.http))
+	d.initialise(strings.Replace(d.mqtt, "127.0.0.1", "10.0.2.2", 1))
+	d.serve()
+	return d
+}
+
 // orders are credentials that are issued one after the other, each for a service
 // of its own, whatever happens to the terminal meanwhile.
 type orders struct {
@@ -101,9 +114,16 @@ func (d *deployment) issueOn(name string) *orders {
 	ctx, cancel := context.WithCancel(d.t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
+		server := func(args ...string) result {
+			return d.server.run("", "kagimori-server", append([]string{"--socket", d.server.socket("kagimori-server")}, args...)...)
+		}
 		for n := 0; ctx.Err() == nil; n++ {
-			r := d.server.run("", "kagimori-server", "--socket", d.server.socket("kagimori-server"),
-				"credential", "issue", name, "--service", "s-"+itoa(n), "--wait", "--json")
+			service := "s-" + itoa(n)
+			if r := server("gate", "add", service, "--dns", service+".test", "--endpoint", "127.0.0.1:1", "--out", d.server.path(service)); r.code != 0 {
+				d.t.Errorf("add service %s: %s", service, r.err)
+				return
+			}
+			r := server("credential", "issue", name, "--service", service, "--wait", "--json")
 			if id := regexp.MustCompile(`cr-[a-z0-9]+`).FindString(r.out); r.code == 0 && id != "" {
 				o.mu.Lock()
 				o.ids = append(o.ids, id)
