@@ -104,7 +104,9 @@ func (a *Agent) setPassphrase(ctx context.Context, p *hsm.Secret) (*PassphraseRe
 		}
 	}
 	if err := guard.SetPassphrase(ctx, p); err != nil {
-		return nil, control.Problemf(control.Storage, "nothing was changed; look into the daemon's log", "%w", err)
+		problem, _ := storageProblem(err)
+		problem.Next += "; then do this again before the next start, which may ask for the new passphrase or for the old one"
+		return nil, problem
 	}
 	reply := &PassphraseReply{Set: guard.HasPassphrase()}
 	what := "removed"

@@ -244,6 +244,10 @@ func (v *vault) update(fn func(*store.Tx) error) error {
 			v.anchor()
 		}
 	}
+	if errors.Is(err, store.ErrFull) || errors.Is(err, store.ErrUnfinished) {
+		problem, _ := storageProblem(err) // people see it as it is
+		return problem
+	}
 	return err
 }
 

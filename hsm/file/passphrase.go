@@ -48,6 +48,9 @@ func (m *Module) SetPassphrase(ctx context.Context, passphrase *hsm.Secret) erro
 
 // rewrap is SetPassphrase under the lock of the place.
 func (m *Module) rewrap(root, passphrase *hsm.Secret) error {
+	if err := m.source.settle(m.place); err != nil { // what an earlier call left when the disk was full
+		return err
+	}
 	old, err := m.place.keyring()
 	if err != nil {
 		return err

@@ -90,6 +90,45 @@ func TestFullDiskOfATerminal(t *testing.T) {
 	}
 }
 
+// The verbs of a terminal that need no partner. Those that change one small thing
+// may find room in what the store has in stock.
+func TestFullDiskOfSmallVerbs(t *testing.T) {
+	m := newMachine(t, "box")
+	config := m.config("kagimori", "", "")
+	disk := tight(t, m)
+	if err := os.Mkdir(m.state(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	run := m.start("kagimori", config)
+	m.until("it opens its storage", func() bool { return m.open("kagimori") })
+	file := m.path("box.recovery")
+	for _, c := range []struct {
+		stdin string
+		args  []string
+		never string // a file that a failure may not leave
+	}{
+		{"4711-0815\n", []string{"pin", "set"}, ""},
+		{"", []string{"pin", "clear"}, ""},
+		{"correct horse battery\n", []string{"passphrase", "set"}, ""},
+		{"", []string{"passphrase", "remove"}, ""},
+		{"", []string{"recovery", "export", file}, file},
+	} {
+		disk.squeeze(strings.Join(c.args, " "), func() result {
+			return m.ask(c.stdin, "kagimori", c.args...)
+		}, func(r result) {
+			if _, err := os.Stat(c.never); c.never != "" && err == nil {
+				t.Errorf("%v failed and left %s", c.args, c.never)
+			}
+			if !m.open("kagimori") {
+				t.Errorf("%v: key storage is not open any more", c.args)
+			}
+		})
+	}
+	run.kill()
+	m.start("kagimori", config)
+	m.until("it opens its storage again", func() bool { return m.open("kagimori") })
+}
+
 // offers offers keys on a full disk, until the log of that needs a page more
 // than the store has in stock.
 func (k *tightDisk) offers(m *terminal) {
