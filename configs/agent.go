@@ -56,7 +56,7 @@ type Relay struct {
 }
 
 func (r Relay) check(key string, report report) {
-	if !name.MatchString(r.Service) {
+	if !isName(r.Service) {
 		report(key+".service", "%q is not a name of a service", r.Service)
 	}
 	if _, ok := UnixPath(r.Listen); ok {

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -130,12 +129,15 @@ func (h ServerHSM) check(report report) {
 
 // credential is what systemd takes as the name of one, and a path needs no
 // escaping for.
-var credential = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$`)
+// isCredential says whether s may name a systemd credential.
+func isCredential(s string) bool {
+	return 0 < len(s) && len(s) <= 100 && s[0] != '.' && strings.Trim(s, letters+strings.ToUpper(letters)+digits+"._-") == ""
+}
 
 // checkCredential gives NAME of "credential:NAME", and whether it is one.
 func checkCredential(key, value string, report report) (string, bool) {
 	name, ok := strings.CutPrefix(value, "credential:")
-	if ok && !credential.MatchString(name) {
+	if ok && !isCredential(name) {
 		report(key, "%q is not a name of a credential: letters, digits, dots, dashes and underscores", name)
 	}
 	return name, ok
@@ -253,5 +255,12 @@ func isLoopback(address string) bool {
 	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
-// name is what terminals and services may be called (D7).
-var name = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+const (
+	letters = "abcdefghijklmnopqrstuvwxyz"
+	digits  = "0123456789"
+)
+
+// isName says whether a terminal or service may be called s (D7).
+func isName(s string) bool {
+	return 0 < len(s) && len(s) <= 63 && s[0] != '-' && strings.Trim(s, letters+digits+"-") == ""
+}

@@ -1,49 +1,105 @@
 #!/bin/sh
-# Prints a -modfile flag for `go build` that leaves net/http out of the MQTT
-# client. The client names http.Header in its options, for websockets that no
-# program here has (transport/mqtt/nowebsocket), and with that name comes all of
-# net/http: 0.4 MiB on every terminal. What is built instead is the client's own
-# module as it was downloaded and checked, but for that name. If a later release
-# no longer looks as expected here, this script or the build fails.
+# Prints a -modfile flag for `go build` with which two libraries link less into
+# the agent, half a MiB in all. What is built is their own modules as they were
+# downloaded and checked, but for what no program here uses:
+#
+#   paho   its ways to connect (we hand it a connection), and with them net/http
+#          and SOCKS proxies
+#   cobra  one regular expression, and with it regexp
+#
+# If a later release no longer looks as expected here, this script or the build
+# fails; the stories run what is built so.
 set -eu
 cd "$(dirname "$0")/.."
+go=${GO:-go}
 out=bin/slim
 mkdir -p $out
-go=${GO:-go}
-module=github.com/eclipse/paho.mqtt.golang
-$go mod download $module
-from=$($go list -m -f '{{.Dir}}' $module)
 work=$(mktemp -d "$PWD/$out/new.XXXXXX") # under a name of its own first: two builds may run at once
 trap 'rm -rf "$work"' EXIT
-mkdir "$work/packets"
-(cd "$from" && for f in go.mod *.go packets/*.go; do
-	case $f in *_test.go | websocket.go) ;; *) cat "$f" >"$work/$f" ;; esac
-done)
-for f in netconn.go options.go options_reader.go; do
-	grep -q 'http\.Header' "$work/$f" || { echo "slim.sh: $f of the MQTT client is not what this script knows; look at its new release" >&2; exit 1; }
-	sed -i -e '/^\t"net\/http"$/d' -e 's/http\.Header/map[string][]string/g' "$work/$f"
+cp go.mod "$work/go.mod.main"
+
+# take MODULE NAME DIR...: copies these directories of a module to $work/NAME
+take() {
+	module=$1 name=$2
+	shift 2
+	$go mod download "$module"
+	from=$($go list -m -f '{{.Dir}}' "$module")
+	for dir; do
+		mkdir -p "$work/$name/$dir"
+		for f in "$from/$dir"/*.go; do
+			case $f in *_test.go) ;; *) cat "$f" >"$work/$name/$dir/${f##*/}" ;; esac
+		done
+	done
+	cat "$from/go.mod" >"$work/$name/go.mod"
+}
+
+# expect NAME FILE PATTERN: the file must have what is to be changed
+expect() {
+	grep -q "$3" "$work/$1/$2" || { echo "slim.sh: $1's $2 is not what this script knows; look at its new release" >&2; exit 1; }
+}
+
+# put NAME MODULE: gives it the name of its content, and tells go.mod
+put() {
+	sum=$(cd "$work/$1" && find . -type f | LC_ALL=C sort | xargs cat | sha256sum | cut -c1-16)
+	[ -d "$out/$1-$sum" ] || mv -T "$work/$1" "$out/$1-$sum" 2>/dev/null || [ -d "$out/$1-$sum" ]
+	echo "replace $2 => ./$out/$1-$sum" >>"$work/go.mod.main"
+}
+
+take github.com/eclipse/paho.mqtt.golang paho . packets
+for f in options.go options_reader.go; do
+	expect paho $f 'http\.Header'
+	sed -i -e '/^\t"net\/http"$/d' -e 's/http\.Header/map[string][]string/g' "$work/paho/$f"
 done
-cat >"$work/websocket.go" <<'END'
+expect paho netconn.go 'func openConnection(uri \*url.URL, tlsc \*tls.Config, timeout time.Duration, headers http.Header'
+cat >"$work/paho/netconn.go" <<'END'
 package mqtt
 
 import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"net/url"
 	"time"
 )
 
-// WebsocketOptions are not used.
-type WebsocketOptions struct{}
-
-// NewWebsocket fails: websockets are left out of this program.
-func NewWebsocket(string, *tls.Config, time.Duration, map[string][]string, *WebsocketOptions) (net.Conn, error) {
-	return nil, errors.New("websockets are left out of this program: use a tls:// or tcp:// address")
+func openConnection(*url.URL, *tls.Config, time.Duration, map[string][]string, *WebsocketOptions, *net.Dialer) (net.Conn, error) {
+	return nil, errors.New("the MQTT client of this program is handed its connections")
 }
 END
-sum=$(cd "$work" && cat *.go packets/*.go go.mod | sha256sum | cut -c1-16)
-[ -d "$out/paho-$sum" ] || mv -T "$work" "$out/paho-$sum" 2>/dev/null || [ -d "$out/paho-$sum" ]
-{ cat go.mod; echo "replace $module => ./$out/paho-$sum"; } >"$out/go.mod.$$"
+cat >"$work/paho/websocket.go" <<'END'
+package mqtt
+
+// WebsocketOptions are not used.
+type WebsocketOptions struct{}
+END
+put paho github.com/eclipse/paho.mqtt.golang
+
+take github.com/spf13/cobra cobra .
+expect cobra completions.go 'var configEnvVarPrefixSubstRegexp = regexp.MustCompile(`\[^A-Z0-9_\]`)'
+sed -i -e '/^\t"regexp"$/d' -e 's/^var configEnvVarPrefixSubstRegexp = .*/var configEnvVarPrefixSubstRegexp notInNames/' "$work/cobra/completions.go"
+cat >"$work/cobra/names.go" <<'END'
+package cobra
+
+import "strings"
+
+type notInNames struct{}
+
+// ReplaceAllString replaces what is not in A-Z, 0-9 and _.
+func (notInNames) ReplaceAllString(s, by string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if r == '_' || '0' <= r && r <= '9' || 'A' <= r && r <= 'Z' {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(by)
+		}
+	}
+	return b.String()
+}
+END
+put cobra github.com/spf13/cobra
+
 cp go.sum "$out/go.sum.$$"
+mv "$work/go.mod.main" "$out/go.mod.$$"
 for f in go.mod go.sum; do mv "$out/$f.$$" "$out/$f"; done
 echo "-modfile=$out/go.mod"

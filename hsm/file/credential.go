@@ -10,16 +10,20 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
+	"strings"
 	"syscall"
 
 	"github.com/kagimori/kagimori/hsm"
 )
 
-var credentialName = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$`)
+// nameChars may be in the name of a credential; a dot may not begin it.
+const (
+	nameChars = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+	maxName   = 100
+)
 
 func checkCredential(name string) error {
-	if !credentialName.MatchString(name) {
+	if name == "" || len(name) > maxName || name[0] == '.' || strings.Trim(name, nameChars) != "" {
 		return fmt.Errorf("%q is not a name of a credential: letters, digits, dots, dashes and underscores", name)
 	}
 	return nil

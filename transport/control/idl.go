@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
-	"regexp"
 	"strings"
 
 	"github.com/kagimori/kagimori/transport"
@@ -19,23 +18,45 @@ type Interface struct {
 	Methods []Method
 }
 
-var (
-	interfaceName = regexp.MustCompile(`^[A-Za-z](-*[A-Za-z0-9])*(\.[A-Za-z0-9](-*[A-Za-z0-9])*)+$`)
-	methodName    = regexp.MustCompile(`^[A-Z][A-Za-z0-9]*$`)
-	fieldName     = regexp.MustCompile(`^[A-Za-z](_?[A-Za-z0-9])*$`)
+const (
+	capitals = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	letters  = capitals + "abcdefghijklmnopqrstuvwxyz"
+	alnum    = letters + "0123456789"
 )
+
+// isInterface says whether s may name a Varlink interface: labels of letters and
+// digits, with dashes inside, two of them at least.
+func isInterface(s string) bool {
+	labels := strings.Split(s, ".")
+	for _, l := range labels {
+		if strings.Trim(l, alnum+"-") != "" || l == "" || l[0] == '-' || l[len(l)-1] == '-' {
+			return false
+		}
+	}
+	return len(labels) > 1 && strings.Contains(letters, s[:1])
+}
+
+// isMethod says whether s may name a method, isField a field of one.
+func isMethod(s string) bool {
+	return s != "" && strings.Contains(capitals, s[:1]) && strings.Trim(s, alnum) == ""
+}
+
+func isField(s string) bool {
+	return s != "" && strings.Contains(letters, s[:1]) && strings.Trim(s, alnum+"_") == "" &&
+		!strings.HasSuffix(s, "_") && !strings.Contains(s, "__")
+}
 
 // describe writes the interface description (the Varlink IDL) from the Go
 // types of its methods: it cannot say anything else than the code does.
 func (i Interface) describe(errors ...string) (string, error) {
-	if !interfaceName.MatchString(i.Name) {
+	if !isInterface(i.Name) {
 		return "", fmt.Errorf("interface name %q is not one of Varlink", i.Name)
 	}
 	w := &idl{types: map[string]reflect.Type{}}
 	w.doc(i.Doc)
 	w.printf("interface %s\n", i.Name)
 	for _, m := range i.Methods {
-		if !methodName.MatchString(m.Name) {
+		if !isMethod(m.Name) {
 			return "", fmt.Errorf("method name %q is not one of Varlink", m.Name)
 		}
 		w.printf("\n")
@@ -84,7 +105,7 @@ func (w *idl) object(prototype any) string {
 func (w *idl) members(t reflect.Type) string {
 	var list []string
 	for _, f := range fieldsOf(t) {
-		if !fieldName.MatchString(f.name) {
+		if !isField(f.name) {
 			w.err = fmt.Errorf("%s: member name %q is not one of Varlink", t, f.name)
 		}
 		typ := w.typ(f.typ)

@@ -2,7 +2,6 @@ package verb
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -30,7 +29,14 @@ func (f *Frame) Lint() []error {
 	return list
 }
 
-var argument = regexp.MustCompile(`^\[?[A-Z][A-Z0-9:-]*(\.\.\.)?\]?$`)
+// isArgument says whether s is NAME, NAME... or one of them in brackets.
+func isArgument(s string) bool {
+	if inner, ok := strings.CutPrefix(s, "["); ok {
+		s = strings.TrimSuffix(inner, "]")
+	}
+	s = strings.TrimSuffix(s, "...")
+	return s != "" && 'A' <= s[0] && s[0] <= 'Z' && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:-") == ""
+}
 
 func lintTexts(cmd *cobra.Command, complain func(string, ...any)) {
 	if cmd.Short == "" || strings.HasSuffix(cmd.Short, ".") || strings.Contains(cmd.Short, "\n") {
@@ -40,7 +46,7 @@ func lintTexts(cmd *cobra.Command, complain func(string, ...any)) {
 		complain("Long is missing")
 	}
 	for _, w := range strings.Fields(cmd.Use)[1:] {
-		if !argument.MatchString(w) {
+		if !isArgument(w) {
 			complain("argument %q in Use is not NAME, [NAME] or NAME...", w)
 		}
 	}
