@@ -263,6 +263,34 @@ func TestRecoveryThroughTheServer(t *testing.T) {
 	})
 }
 
+// What was issued anew while nobody had decided is newer than what comes back.
+func TestRecoveryKeepsWhatIsNewer(t *testing.T) {
+	s, _ := newStage(t, open.KindFile)
+	s.start()
+	s.enroll()
+	s.connect()
+	s.issued("cr-1")
+	s.lose(nil)
+	if err := s.a.try(t.Context(), Remedy{Aside: "lost"}); err != nil {
+		t.Fatal(err)
+	}
+	s.enroll()
+	s.issued("cr-1")
+	before, err := s.a.credential("cr-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.srv.approve = true
+	s.connect()
+	after, err := s.a.credential("cr-1")
+	if err != nil || after.Serial != before.Serial || after.Origin != OriginIssue {
+		t.Errorf("%+v, %v", after, err)
+	}
+	if len(s.srv.taken) != 1 {
+		t.Errorf("taken: %v", s.srv.taken)
+	}
+}
+
 // A release for somebody else, or a wrong one, changes nothing.
 func TestReleasesThatDoNotFit(t *testing.T) {
 	s, _ := newStage(t, open.KindFile)
