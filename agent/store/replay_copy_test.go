@@ -16,7 +16,7 @@ import (
 // is. Leaving out the sync of the copy must be noticed.
 
 func TestPowerCutLeavesACopy(t *testing.T) {
-	d := crashDaemon{dir: quickDir(t), mode: "single", last: 60}
+	d := crashDaemon{dir: quickDir(t), mode: "single", last: 40}
 	events := d.trace(t)
 	opened, bad := d.copiesReplayed(t, events)
 	if bad != nil {
