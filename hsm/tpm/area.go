@@ -11,6 +11,8 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -29,40 +31,38 @@ const (
 	attrOurs = attrFixedTPM | attrFixedParent | attrUserWithAuth | attrNoDA
 )
 
+// curveP256 is a number among the parameters of a key, as algorithms are.
+const curveP256 = tpm2.TPMAlgID(tpm2.TPMECCNistP256)
+
 // An area is a TPMT_PUBLIC up to the key itself (unique), which is the chip's.
 type area []byte
 
 // newArea is one with the numbers that its kind of object has for parameters.
-func newArea(kind uint16, attributes uint32, policy []byte, parameters ...uint16) area {
-	be := binary.BigEndian
-	b := be.AppendUint16(be.AppendUint16(nil, kind), algSHA256)
-	b = sized(be.AppendUint32(b, attributes), policy)
-	for _, p := range parameters {
-		b = be.AppendUint16(b, p)
-	}
-	return b
+func newArea(kind tpm2.TPMAlgID, attributes uint32, policy []byte, parameters ...tpm2.TPMAlgID) area {
+	b := binary.BigEndian.AppendUint32(words(nil, kind, tpm2.TPMAlgSHA256), attributes)
+	return words(sized(b, policy), parameters...)
 }
 
 // sealedArea is data; dataMAC an HMAC key.
 func sealedArea(attributes uint32, policy []byte) area {
-	return newArea(algKeyedHash, attributes, policy, algNull)
+	return newArea(tpm2.TPMAlgKeyedHash, attributes, policy, tpm2.TPMAlgNull)
 }
 
 func macArea(attributes uint32) area {
-	return newArea(algKeyedHash, attributes|attrSign, nil, algHMAC, algSHA256)
+	return newArea(tpm2.TPMAlgKeyedHash, attributes|attrSign, nil, tpm2.TPMAlgHMAC, tpm2.TPMAlgSHA256)
 }
 
 // signArea is an ECDSA key over P-256 for digests of SHA-256. It encrypts
 // nothing, and has no KDF.
 func signArea(attributes uint32) area {
-	return newArea(algECC, attributes|attrSign, nil, algNull, algECDSA, algSHA256, curveP256, algNull)
+	return newArea(tpm2.TPMAlgECC, attributes|attrSign, nil, tpm2.TPMAlgNull, tpm2.TPMAlgECDSA, tpm2.TPMAlgSHA256, curveP256, tpm2.TPMAlgNull)
 }
 
 // rootArea is the storage root key of TCG's provisioning guidance (7.5.1): P-256,
 // AES-128-CFB for what lies under it.
 func rootArea() area {
-	return newArea(algECC, attrOurs|attrOrigin|attrRestricted|attrDecrypt, nil,
-		algAES, 8*cfbKeySize, algCFB, algNull, curveP256, algNull)
+	return newArea(tpm2.TPMAlgECC, attrOurs|attrOrigin|attrRestricted|attrDecrypt, nil,
+		tpm2.TPMAlgAES, 8*cfbKeySize, tpm2.TPMAlgCFB, tpm2.TPMAlgNull, curveP256, tpm2.TPMAlgNull)
 }
 
 // template is the area of a purpose. All are bound to this chip and this parent,
@@ -80,7 +80,7 @@ func template(p hsm.Purpose) area {
 }
 
 // kind is the type of the object.
-func (a area) kind() uint16 { return binary.BigEndian.Uint16(a) }
+func (a area) kind() tpm2.TPMAlgID { return tpm2.TPMAlgID(binary.BigEndian.Uint16(a)) }
 
 // fits tells whether a whole public area is this one, whatever the key in it.
 func (a area) fits(public []byte) bool {
@@ -88,7 +88,7 @@ func (a area) fits(public []byte) bool {
 	if !ok {
 		return false
 	}
-	if a.kind() == algKeyedHash {
+	if a.kind() == tpm2.TPMAlgKeyedHash {
 		digest, err := only(unique)
 		return err == nil && len(digest) == sha256.Size
 	}
@@ -126,5 +126,5 @@ func (a area) pointIn(public []byte) (*ecdsa.PublicKey, error) {
 // (Part 1, 16).
 func nameOf(public []byte) []byte {
 	sum := sha256.Sum256(public)
-	return append([]byte{0x00, algSHA256}, sum[:]...)
+	return append(words(nil, tpm2.TPMAlgSHA256), sum[:]...)
 }

@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -75,7 +77,7 @@ func (c *chip) prove(identity hsm.Item, nonce [32]byte) (proven, error) {
 }
 
 // keysOwn is TPM_ALG_NULL where it stands for "the key's own", or "none".
-var keysOwn = []byte{0x00, algNull}
+var keysOwn = words(nil, tpm2.TPMAlgNull)
 
 // certify has a key state the Name of an object: TPM2_Certify (Part 3, 18.2).
 // The session authorises the key; the object's auth value is empty.
@@ -85,7 +87,7 @@ func (c *chip) certify(object, by entity, nonce [32]byte) (hsm.Proof, error) {
 		return hsm.Proof{}, err
 	}
 	_, params, err := c.ask(command{
-		code: ccCertify, handles: []entity{object, by}, auth: both{noPassword{}, auth},
+		code: tpm2.TPMCCCertify, handles: []entity{object, by}, auth: both{noPassword{}, auth},
 		params: append(sized(nil, nonce[:]), keysOwn...),
 	})
 	if err != nil {
@@ -133,7 +135,7 @@ func (c *chip) activate(ak hsm.Item, k endorser, challenge hsm.Challenge) (*hsm.
 	}
 	defer done()
 	_, params, err := c.ask(command{ // TPM2_ActivateCredential (Part 3, 12.5)
-		code: ccActivateCredential, auth: both{object, use},
+		code: tpm2.TPMCCActivateCredential, auth: both{object, use},
 		handles: []entity{{c.loaded.handle, nameOf(ak.Public)}, {ek.handle, ek.name}},
 		params:  sized(sized(nil, challenge.Credential), challenge.Secret),
 	})
@@ -179,7 +181,7 @@ func (c *chip) importWrapped(key hsm.Wrapped) (hsm.Blob, error) {
 		params = sized(params, part)
 	}
 	_, params, err = c.ask(command{ // TPM2_Import (Part 3, 13.3)
-		code: ccImport, handles: []entity{{c.root.handle, c.root.name}}, auth: auth,
+		code: tpm2.TPMCCImport, handles: []entity{{c.root.handle, c.root.name}}, auth: auth,
 		params: append(params, keysOwn...),
 	})
 	if badParameter(err) {

@@ -12,17 +12,19 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 )
 
 // An endorser is one kind of EK.
 type endorser struct {
-	certificate Handle // NV index
-	stored      Handle // where the key may stand
-	template    []byte // TPMT_PUBLIC up to the key itself
-	blank       int    // bytes of zeros in place of each number of the key
-	password    bool   // its empty auth value lets one use it; else a policy
-	seed        int    // bytes of an encrypted seed to it
+	certificate tpm2.TPMHandle // NV index
+	stored      tpm2.TPMHandle // where the key may stand
+	template    []byte         // TPMT_PUBLIC up to the key itself
+	blank       int            // bytes of zeros in place of each number of the key
+	password    bool           // its empty auth value lets one use it; else a policy
+	seed        int            // bytes of an encrypted seed to it
 }
 
 // Templates L-1, L-2 and H-3 of the profile, less what they share: attributes
@@ -101,7 +103,7 @@ func (c *chip) endorse(e *hsm.Evidence) error {
 
 // An ekey is an EK in use.
 type ekey struct {
-	handle Handle
+	handle tpm2.TPMHandle
 	public []byte // TPMT_PUBLIC
 	number []byte // what a certificate of it must hold: the modulus, or x
 	name   []byte
@@ -113,13 +115,13 @@ const makeTimeout = 90 * time.Second
 
 // takeEK finds an EK by the template, or has the chip make it.
 func (c *chip) takeEK(k endorser) (ekey, error) {
-	_, params, err := c.ask(command{code: ccReadPublic, handles: []entity{{handle: k.stored}}})
+	_, params, err := c.ask(command{code: tpm2.TPMCCReadPublic, handles: []entity{{handle: k.stored}}})
 	if err == nil {
 		if ek, ok := k.key(k.stored, params); ok {
 			ek.stored = true
 			return ek, nil
 		}
-	} else if _, answer := errors.AsType[Code](err); !answer {
+	} else if _, answer := errors.AsType[tpm2.TPMRC](err); !answer {
 		return ekey{}, err
 	}
 	blank := sized(nil, make([]byte, k.blank))
@@ -129,7 +131,7 @@ func (c *chip) takeEK(k endorser) (ekey, error) {
 	limit := c.limit
 	c.limit = max(limit, makeTimeout)
 	handle, params, err := c.ask(command{ // TPM2_CreatePrimary (Part 3, 24.1)
-		code: ccCreatePrimary, handles: []entity{permanent(rhEndorsement)}, auth: noPassword{}, gives: true,
+		code: tpm2.TPMCCCreatePrimary, handles: []entity{permanent(tpm2.TPMRHEndorsement)}, auth: noPassword{}, gives: true,
 		// No auth value and data of ours, the template, no outside info, no PCRs.
 		params: append(sized([]byte{0, 4, 0, 0, 0, 0}, append(k.template, blank...)), 0, 0, 0, 0, 0, 0),
 	})
@@ -153,7 +155,7 @@ func (c *chip) takeEK(k endorser) (ekey, error) {
 
 // key reads a response that begins with a TPM2B_PUBLIC; ok is false if that is
 // not by the template.
-func (k endorser) key(h Handle, params []byte) (ek ekey, ok bool) {
+func (k endorser) key(h tpm2.TPMHandle, params []byte) (ek ekey, ok bool) {
 	public, _, err := unsized(params)
 	if err != nil {
 		return ek, false
@@ -186,7 +188,7 @@ func (c *chip) allowEK(k endorser) (use authorizer, done func(), err error) {
 	if k.password {
 		return noPassword{}, func() {}, nil
 	}
-	s, err := c.startSession(sePolicy)
+	s, err := c.startSession(tpm2.TPMSEPolicy)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -195,7 +197,7 @@ func (c *chip) allowEK(k endorser) (use authorizer, done func(), err error) {
 		c.flush(s.handle)
 	}
 	_, _, err = c.ask(command{ // TPM2_PolicySecret (Part 3, 23.4)
-		code: ccPolicySecret, handles: []entity{permanent(rhEndorsement), permanent(s.handle)}, auth: noPassword{},
+		code: tpm2.TPMCCPolicySecret, handles: []entity{permanent(tpm2.TPMRHEndorsement), permanent(s.handle)}, auth: noPassword{},
 		params: make([]byte, 2+2+2+4), // bound to no nonce, command or reference; no expiry
 	})
 	if err != nil {
@@ -210,7 +212,7 @@ func (c *chip) allowEK(k endorser) (use authorizer, done func(), err error) {
 // Certificates of the maker's own CAs may follow each other in NV memory
 // (TCG EK Credential Profile, 2.2.1.5.4), cut wherever an index was full.
 const (
-	firstChain = Handle(0x01c00100)
+	firstChain = tpm2.TPMHandle(0x01c00100)
 	maxChain   = 3       // certificates
 	maxIndex   = 4 << 10 // bytes in one index
 	nvPiece    = 512     // bytes that any TPM gives at once
@@ -256,9 +258,9 @@ func splitDER(b []byte) (sequence, rest []byte, ok bool) {
 var errNoIndex = errors.New("no such NV index")
 
 // readNV reads a whole index that everybody may read: a certificate.
-func (c *chip) readNV(h Handle) ([]byte, error) {
+func (c *chip) readNV(h tpm2.TPMHandle) ([]byte, error) {
 	public, err := c.readNVPublic(h)
-	if errors.Is(err, rcHandle) {
+	if errors.Is(err, tpm2.TPMRCHandle) {
 		return nil, errNoIndex
 	}
 	if err != nil {
@@ -282,14 +284,14 @@ func (c *chip) readNV(h Handle) ([]byte, error) {
 	index := entity{handle: h}
 	by := index
 	if attributes&authRead == 0 {
-		by = permanent(rhOwner)
+		by = permanent(tpm2.TPMRHOwner)
 	}
 	data := make([]byte, 0, size)
 	for len(data) < size {
 		piece := min(size-len(data), nvPiece)
 		_, params, err := c.ask(command{
-			code: ccNVRead, handles: []entity{by, index}, auth: noPassword{},
-			params: binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, uint16(piece)), uint16(len(data))),
+			code: tpm2.TPMCCNVRead, handles: []entity{by, index}, auth: noPassword{},
+			params: words(nil, uint16(piece), uint16(len(data))),
 		})
 		if denied(err) {
 			return nil, fmt.Errorf("%w: NV index %#x", hsm.ErrOwnerAuth, uint32(h))

@@ -13,6 +13,8 @@ import (
 	"fmt"
 	"maps"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -142,7 +144,7 @@ func (m *Module) PCRs(ctx context.Context, registers []int) (hsm.PCRs, error) {
 func (c *chip) readPCRs(s selection) (hsm.PCRs, error) {
 	values := hsm.PCRs{}
 	for left := s; left != (selection{}); {
-		_, out, err := c.ask(command{code: ccPCRRead, params: left.encode()})
+		_, out, err := c.ask(command{code: tpm2.TPMCCPCRRead, params: left.encode()})
 		if err != nil {
 			return nil, err
 		}
@@ -176,7 +178,7 @@ func decodePCRs(b []byte) (hsm.PCRs, error) {
 	b = b[head:]
 	if n == 1 {
 		const one = 2 + 1 + maskSize
-		if len(b) < one || be.Uint16(b) != algSHA256 || b[2] != maskSize {
+		if len(b) < one || be.Uint16(b) != uint16(tpm2.TPMAlgSHA256) || b[2] != maskSize {
 			return nil, errResponse
 		}
 		s, b = selection(b[3:one]), b[one:]

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -18,7 +20,7 @@ func (c *chip) unsealBoot(b bootBlob, approvals []hsm.Approval) (*hsm.Secret, er
 	if err := c.load(b.item); err != nil {
 		return nil, err
 	}
-	s, err := c.startSession(sePolicy)
+	s, err := c.startSession(tpm2.TPMSEPolicy)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +80,7 @@ func (e *errPCR) Error() string { return fmt.Sprintf("registers: %v", e.err) }
 func (c *chip) policyPCR(s *session, registers selection, values hsm.PCRs) error {
 	digest := registers.digest(values)
 	_, _, err := c.ask(command{
-		code: ccPolicyPCR, handles: []entity{{handle: s.handle}},
+		code: tpm2.TPMCCPolicyPCR, handles: []entity{{handle: s.handle}},
 		params: append(sized(nil, digest[:]), registers.encode()...),
 	})
 	if badParameter(err) {
@@ -97,8 +99,8 @@ func (c *chip) policyAuthorize(s *session, b bond, a hsm.Approval) error {
 		return err
 	}
 	key, _, err := c.ask(command{
-		code: ccLoadExternal, gives: true,
-		params: append(sized(sized(nil, nil), area), permanent(rhOwner).name...), // no private part
+		code: tpm2.TPMCCLoadExternal, gives: true,
+		params: append(sized(sized(nil, nil), area), permanent(tpm2.TPMRHOwner).name...), // no private part
 	})
 	if err != nil {
 		return fmt.Errorf("load the authority's key: %w", err)
@@ -109,7 +111,7 @@ func (c *chip) policyAuthorize(s *session, b bond, a hsm.Approval) error {
 	defer c.flush(key)
 	digest := b.selection.approved(a.Values)
 	_, ticket, err := c.ask(command{
-		code: ccVerifySignature, handles: []entity{{handle: key}},
+		code: tpm2.TPMCCVerifySignature, handles: []entity{{handle: key}},
 		params: append(sized(nil, digest[:]), sig...),
 	})
 	if err != nil {
@@ -118,7 +120,7 @@ func (c *chip) policyAuthorize(s *session, b bond, a hsm.Approval) error {
 	policy, ref := b.selection.policyPCR(a.Values), b.selection.reference()
 	params := sized(sized(sized(nil, policy[:]), ref[:]), nameOf(area))
 	_, _, err = c.ask(command{
-		code: ccPolicyAuthorize, handles: []entity{{handle: s.handle}},
+		code: tpm2.TPMCCPolicyAuthorize, handles: []entity{{handle: s.handle}},
 		params: append(params, ticket...),
 	})
 	return err
@@ -130,7 +132,7 @@ func refusedBoot(err error) bool {
 	if _, ok := errors.AsType[*errPCR](err); ok {
 		return true
 	}
-	return errors.Is(err, rcPolicyFail) || errors.Is(err, rcPCRChanged)
+	return errors.Is(err, tpm2.TPMRCPolicyFail) || errors.Is(err, tpm2.TPMRCPCRChanged)
 }
 
 // whyNot names the registers that differ from what the secret is sealed to, or

@@ -6,17 +6,19 @@ package tpm
 import (
 	"encoding/binary"
 	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
 )
 
 // handles are at most count of those in use, from first on.
-func (c *chip) handles(first Handle, count uint32) (map[Handle]bool, error) {
-	list, err := c.capability(capHandles, uint32(first), count, 4)
+func (c *chip) handles(first tpm2.TPMHandle, count uint32) (map[tpm2.TPMHandle]bool, error) {
+	list, err := c.capability(tpm2.TPMCapHandles, uint32(first), count, 4)
 	if err != nil {
 		return nil, err
 	}
-	found := map[Handle]bool{}
+	found := map[tpm2.TPMHandle]bool{}
 	for ; len(list) > 0; list = list[4:] {
-		found[Handle(binary.BigEndian.Uint32(list))] = true
+		found[tpm2.TPMHandle(binary.BigEndian.Uint32(list))] = true
 	}
 	return found, nil
 }
@@ -24,7 +26,7 @@ func (c *chip) handles(first Handle, count uint32) (map[Handle]bool, error) {
 // properties are the values among the count properties from first on (TPM_PT,
 // Part 2, 6.13).
 func (c *chip) properties(first uint32, count uint32) (map[uint32]uint32, error) {
-	list, err := c.capability(capProperties, uint32(first), count, 8)
+	list, err := c.capability(tpm2.TPMCapTPMProperties, uint32(first), count, 8)
 	if err != nil {
 		return nil, err
 	}
@@ -36,10 +38,10 @@ func (c *chip) properties(first uint32, count uint32) (map[uint32]uint32, error)
 }
 
 // capability returns a list of one kind, of entries of size bytes.
-func (c *chip) capability(kind uint32, first, count uint32, size int) ([]byte, error) {
+func (c *chip) capability(kind tpm2.TPMCap, first, count uint32, size int) ([]byte, error) {
 	be := binary.BigEndian
 	_, b, err := c.ask(command{
-		code:   ccGetCapability,
+		code:   tpm2.TPMCCGetCapability,
 		params: be.AppendUint32(be.AppendUint32(be.AppendUint32(nil, uint32(kind)), first), count),
 	})
 	if err != nil {

@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -167,7 +169,7 @@ func (c *chip) send(command []byte) ([]byte, error) {
 			return nil, c.gone
 		}
 		c.sent++
-		rc := Code(binary.BigEndian.Uint32(response[6:]))
+		rc := tpm2.TPMRC(binary.BigEndian.Uint32(response[6:]))
 		if !later(rc) || time.Now().Add(pause).After(patience) {
 			return response, nil
 		}
@@ -244,13 +246,13 @@ func (c *chip) unload() {
 
 // flush frees a handle, even for a job that is stopped already. It tells whether
 // the handle is free.
-func (c *chip) flush(h Handle) bool {
+func (c *chip) flush(h tpm2.TPMHandle) bool {
 	if c.wire == nil {
 		return false // the connection is gone; behind a resource manager the handle is, too
 	}
 	ctx := c.ctx
 	c.ctx = nil
-	_, _, err := c.ask(command{code: ccFlushContext, params: permanent(h).name})
+	_, _, err := c.ask(command{code: tpm2.TPMCCFlushContext, params: permanent(h).name})
 	c.ctx = ctx
 	if err != nil {
 		c.log.Debug("cannot flush a TPM handle", handleAttr(h), "err", err)
@@ -262,8 +264,8 @@ func (c *chip) flush(h Handle) bool {
 // three places for objects and three for sessions, and killed processes leave
 // some taken. We save no contexts, so saved sessions are not ours.
 func (c *chip) flushStale() error {
-	const all = 64                                           // more than any TPM has
-	for _, first := range []Handle{0x80000000, 0x02000000} { // transient objects, loaded sessions
+	const all = 64                                                   // more than any TPM has
+	for _, first := range []tpm2.TPMHandle{0x80000000, 0x02000000} { // transient objects, loaded sessions
 		left, err := c.handles(first, all)
 		if err != nil {
 			return err
@@ -279,6 +281,6 @@ func (c *chip) flushStale() error {
 }
 
 // handleAttr is how a handle is logged: in hex, as every TPM tool shows it.
-func handleAttr(h Handle) slog.Attr {
+func handleAttr(h tpm2.TPMHandle) slog.Attr {
 	return slog.String("handle", fmt.Sprintf("%#x", uint32(h)))
 }

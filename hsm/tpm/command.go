@@ -1,20 +1,17 @@
 package tpm
 
 // How a command is put together, and its response taken apart. The layout is
-// that of Part 1, 18: header, handles, authorisations, parameters. A library that
-// has a type for each of them costs the agent half a megabyte.
+// that of Part 1, 18: header, handles, authorisations, parameters. The numbers are
+// go-tpm's; its types for whole commands would cost the agent half a megabyte, and
+// encrypt the same parameters of every command of a session.
 
 import (
 	"crypto/hmac"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
-)
 
-// Response and command tags (Part 2, 6.9).
-const (
-	tagPlain    = 0x8001 // TPM_ST_NO_SESSIONS
-	tagSessions = 0x8002 // TPM_ST_SESSIONS
+	"github.com/google/go-tpm/tpm2"
 )
 
 // errResponse is a response that does not follow the layout.
@@ -22,7 +19,7 @@ var errResponse = errors.New("malformed data from the TPM")
 
 // A command is one command of Part 3.
 type command struct {
-	code    uint32
+	code    tpm2.TPMCC
 	handles []entity
 	// auth authorises the first handle, or audits and encrypts when it has none;
 	// nil: a command without authorisation.
@@ -35,12 +32,12 @@ type command struct {
 // An entity is a handle with the Name that enters the HMAC: a session, a PCR and
 // a hierarchy are their own Names (Part 1, 16).
 type entity struct {
-	handle Handle
+	handle tpm2.TPMHandle
 	name   []byte
 }
 
 // permanent is an entity that is its own Name.
-func permanent(h Handle) entity {
+func permanent(h tpm2.TPMHandle) entity {
 	return entity{h, binary.BigEndian.AppendUint32(nil, uint32(h))}
 }
 
@@ -48,14 +45,14 @@ func permanent(h Handle) entity {
 type authorizer interface {
 	// seal encrypts the first parameter in place if need be, and returns the
 	// TPMS_AUTH_COMMAND.
-	seal(code uint32, handles []entity, params []byte) ([]byte, error)
+	seal(code tpm2.TPMCC, handles []entity, params []byte) ([]byte, error)
 	// open checks the TPMS_AUTH_RESPONSE, and decrypts the first parameter of the
 	// response in place if need be.
-	open(code uint32, params, auth []byte) error
+	open(code tpm2.TPMCC, params, auth []byte) error
 }
 
 // ask sends one command and gives back its handle, if any, and its parameters.
-func (c *chip) ask(q command) (Handle, []byte, error) {
+func (c *chip) ask(q command) (tpm2.TPMHandle, []byte, error) {
 	b, err := q.encode()
 	if err != nil {
 		return 0, nil, err
@@ -69,13 +66,13 @@ func (c *chip) ask(q command) (Handle, []byte, error) {
 
 func (q command) encode() ([]byte, error) {
 	be := binary.BigEndian
-	b := be.AppendUint16(nil, tagPlain)
+	b := words(nil, tpm2.TPMSTNoSessions)
 	b = be.AppendUint32(be.AppendUint32(b, 0), uint32(q.code))
 	for _, e := range q.handles {
 		b = be.AppendUint32(b, uint32(e.handle))
 	}
 	if q.auth != nil {
-		be.PutUint16(b, tagSessions)
+		be.PutUint16(b, uint16(tpm2.TPMSTSessions))
 		auth, err := q.auth.seal(q.code, q.handles, q.params)
 		if err != nil {
 			return nil, err
@@ -87,12 +84,12 @@ func (q command) encode() ([]byte, error) {
 	return b, nil
 }
 
-func (q command) decode(response []byte) (handle Handle, params []byte, err error) {
+func (q command) decode(response []byte) (handle tpm2.TPMHandle, params []byte, err error) {
 	be := binary.BigEndian
 	if len(response) < headSize || int(be.Uint32(response[2:])) != len(response) {
 		return 0, nil, errResponse
 	}
-	if rc := Code(be.Uint32(response[6:])); rc != rcSuccess {
+	if rc := tpm2.TPMRC(be.Uint32(response[6:])); rc != tpm2.TPMRCSuccess {
 		return 0, nil, rc
 	}
 	rest := response[headSize:]
@@ -100,7 +97,7 @@ func (q command) decode(response []byte) (handle Handle, params []byte, err erro
 		if len(rest) < 4 {
 			return 0, nil, errResponse
 		}
-		handle, rest = Handle(be.Uint32(rest)), rest[4:]
+		handle, rest = tpm2.TPMHandle(be.Uint32(rest)), rest[4:]
 	}
 	if q.auth == nil {
 		return handle, rest, nil
@@ -114,6 +111,14 @@ func (q command) decode(response []byte) (handle Handle, params []byte, err erro
 		return 0, nil, err
 	}
 	return handle, params, nil
+}
+
+// words appends numbers of two bytes.
+func words[T ~uint16](b []byte, numbers ...T) []byte {
+	for _, n := range numbers {
+		b = binary.BigEndian.AppendUint16(b, uint16(n))
+	}
+	return b
 }
 
 // sized appends a TPM2B: a length of two bytes, then the content.
@@ -144,19 +149,19 @@ func only(b []byte) ([]byte, error) {
 // that is not checked later.
 type noPassword struct{}
 
-func (noPassword) seal(uint32, []entity, []byte) ([]byte, error) {
+func (noPassword) seal(tpm2.TPMCC, []entity, []byte) ([]byte, error) {
 	const continueSession = 1
-	b := binary.BigEndian.AppendUint32(nil, uint32(rsPassword))
+	b := binary.BigEndian.AppendUint32(nil, uint32(tpm2.TPMRSPW))
 	return append(b, 0, 0, continueSession, 0, 0), nil
 }
 
-func (noPassword) open(uint32, []byte, []byte) error { return nil }
+func (noPassword) open(tpm2.TPMCC, []byte, []byte) error { return nil }
 
 // both authorises two handles, one each. Only the first may encrypt: its seal
 // comes before the other one's HMAC, and its open after.
 type both struct{ first, second authorizer }
 
-func (a both) seal(code uint32, handles []entity, params []byte) ([]byte, error) {
+func (a both) seal(code tpm2.TPMCC, handles []entity, params []byte) ([]byte, error) {
 	first, err := a.first.seal(code, handles, params)
 	if err != nil {
 		return nil, err
@@ -165,7 +170,7 @@ func (a both) seal(code uint32, handles []entity, params []byte) ([]byte, error)
 	return append(first, second...), err
 }
 
-func (a both) open(code uint32, params, auth []byte) error {
+func (a both) open(code tpm2.TPMCC, params, auth []byte) error {
 	_, rest, err := unsized(auth) // nonce, attributes, HMAC
 	if err != nil || len(rest) < 1 {
 		return errResponse
@@ -180,7 +185,7 @@ func (a both) open(code uint32, params, auth []byte) error {
 }
 
 // seal makes the authorisation of a command in this session.
-func (s *session) seal(code uint32, handles []entity, params []byte) ([]byte, error) {
+func (s *session) seal(code tpm2.TPMCC, handles []entity, params []byte) ([]byte, error) {
 	s.nonceCaller = make([]byte, nonceSize)
 	rand.Read(s.nonceCaller)
 	if s.dir.in {
@@ -198,7 +203,7 @@ func (s *session) seal(code uint32, handles []entity, params []byte) ([]byte, er
 }
 
 // open checks the answer to a command in this session.
-func (s *session) open(code uint32, params, auth []byte) error {
+func (s *session) open(code tpm2.TPMCC, params, auth []byte) error {
 	nonce, rest, err := unsized(auth)
 	if err != nil || len(rest) < 1 {
 		return errResponse

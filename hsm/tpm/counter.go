@@ -12,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -19,7 +21,7 @@ import (
 // "Registry of Reserved TPM 2.0 Handles"): FirstCounter and those after it, as
 // many as MaxCounters. In it only what was left half made is ever undefined.
 const (
-	FirstCounter = Handle(0x01804B00)
+	FirstCounter = tpm2.TPMHandle(0x01804B00)
 	MaxCounters  = 16
 )
 
@@ -39,7 +41,7 @@ const (
 // policy has for its digest: it authorises nothing, and makes the Name of this
 // counter differ from that of any other, at the same handle too.
 type nvPublic struct {
-	handle     Handle
+	handle     tpm2.TPMHandle
 	attributes uint32
 	policy     [32]byte
 }
@@ -48,7 +50,7 @@ const nvPublicSize = 4 + 2 + 4 + 2 + 32 + 2
 
 func (p nvPublic) encode() []byte {
 	be := binary.BigEndian
-	b := be.AppendUint16(be.AppendUint32(nil, uint32(p.handle)), algSHA256)
+	b := words(be.AppendUint32(nil, uint32(p.handle)), tpm2.TPMAlgSHA256)
 	b = sized(be.AppendUint32(b, p.attributes), p.policy[:])
 	return be.AppendUint16(b, countSize)
 }
@@ -58,7 +60,7 @@ func decodeNV(b []byte) (p nvPublic, ok bool) {
 	if len(b) != nvPublicSize {
 		return p, false
 	}
-	p = nvPublic{Handle(binary.BigEndian.Uint32(b)), binary.BigEndian.Uint32(b[6:]), [32]byte(b[12:44])}
+	p = nvPublic{tpm2.TPMHandle(binary.BigEndian.Uint32(b)), binary.BigEndian.Uint32(b[6:]), [32]byte(b[12:44])}
 	ours := p.handle >= FirstCounter && p.handle < FirstCounter+MaxCounters && p.attributes&^nvWritten == nvAttributes
 	return p, ours && bytes.Equal(p.encode(), b)
 }
@@ -172,7 +174,7 @@ func decodeCounter(b hsm.Blob) (hsm.Item, nvPublic, error) {
 func (c *chip) whyNoCounter(p nvPublic, refused error, again *bool) error {
 	public, err := c.readNVPublic(p.handle)
 	switch {
-	case errors.Is(err, rcHandle):
+	case errors.Is(err, tpm2.TPMRCHandle):
 		return fmt.Errorf("%w: nothing stands at handle %#x; somebody removed it, or cleared the TPM", hsm.ErrCounter, uint32(p.handle))
 	case err != nil:
 		return err
@@ -217,7 +219,7 @@ func (c *chip) define(key []byte) (nvPublic, error) {
 			continue
 		}
 		err := c.defineAt(p, key)
-		if errors.Is(err, rcNVDefined) { // another program was faster
+		if errors.Is(err, tpm2.TPMRCNVDefined) { // another program was faster
 			continue
 		}
 		return p, err
@@ -247,13 +249,13 @@ func (c *chip) defineAt(p nvPublic, key []byte) error {
 	}
 	params := sized(sized(nil, key), p.encode())
 	_, _, err = c.ask(command{
-		code: ccNVDefineSpace, handles: []entity{permanent(rhOwner)}, auth: auth,
+		code: tpm2.TPMCCNVDefineSpace, handles: []entity{permanent(tpm2.TPMRHOwner)}, auth: auth,
 		params: params,
 	})
 	switch {
 	case denied(err):
 		return fmt.Errorf("%w: a counter needs the owner; take its password away, or use the store without a counter (%v)", hsm.ErrOwnerAuth, err)
-	case errors.Is(err, rcNVSpace):
+	case errors.Is(err, tpm2.TPMRCNVSpace):
 		return fmt.Errorf("%w: the TPM's own memory is full; see tpm2_getcap handles-nv-index, and remove what nobody needs", hsm.ErrNoCounter)
 	}
 	return err
@@ -266,7 +268,7 @@ func (c *chip) undefine(p nvPublic) error {
 		return err
 	}
 	_, _, err = c.ask(command{
-		code: ccNVUndefineSpace, handles: []entity{permanent(rhOwner), p.entity()}, auth: auth,
+		code: tpm2.TPMCCNVUndefineSpace, handles: []entity{permanent(tpm2.TPMRHOwner), p.entity()}, auth: auth,
 	})
 	if denied(err) {
 		return fmt.Errorf("%w: only the owner removes a counter: tpm2_nvundefine -C o -P PASSWORD %#x (%v)", hsm.ErrOwnerAuth, uint32(p.handle), err)
@@ -280,7 +282,7 @@ func (c *chip) increment(p nvPublic, key []byte) error {
 	if err != nil {
 		return err
 	}
-	_, _, err = c.ask(command{code: ccNVIncrement, handles: []entity{p.entity(), p.entity()}, auth: auth})
+	_, _, err = c.ask(command{code: tpm2.TPMCCNVIncrement, handles: []entity{p.entity(), p.entity()}, auth: auth})
 	return err
 }
 
@@ -292,7 +294,7 @@ func (c *chip) count(p nvPublic, key []byte) (uint64, error) {
 		return 0, err
 	}
 	_, params, err := c.ask(command{
-		code: ccNVRead, handles: []entity{p.entity(), p.entity()}, auth: auth,
+		code: tpm2.TPMCCNVRead, handles: []entity{p.entity(), p.entity()}, auth: auth,
 		params: []byte{0, countSize, 0, 0}, // size, offset
 	})
 	if err != nil {
@@ -306,8 +308,8 @@ func (c *chip) count(p nvPublic, key []byte) (uint64, error) {
 }
 
 // readNVPublic is TPM2_NV_ReadPublic: the TPMS_NV_PUBLIC at a handle.
-func (c *chip) readNVPublic(h Handle) ([]byte, error) {
-	_, params, err := c.ask(command{code: ccNVReadPublic, handles: []entity{{handle: h}}})
+func (c *chip) readNVPublic(h tpm2.TPMHandle) ([]byte, error) {
+	_, params, err := c.ask(command{code: tpm2.TPMCCNVReadPublic, handles: []entity{{handle: h}}})
 	if err != nil {
 		return nil, err
 	}

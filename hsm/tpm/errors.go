@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -45,7 +47,7 @@ func (e *unsentError) Unwrap() error { return e.err }
 // answered tells an error that the TPM itself gave, or that was found before
 // anything was sent: the connection is in step.
 func answered(err error) bool {
-	if _, ok := errors.AsType[Code](err); ok {
+	if _, ok := errors.AsType[tpm2.TPMRC](err); ok {
 		return true
 	}
 	if _, ok := errors.AsType[*stopError](err); ok {
@@ -64,19 +66,19 @@ func answered(err error) bool {
 
 // later tells answers after which the same command may be sent again: it did
 // not start.
-func later(rc Code) bool {
+func later(rc tpm2.TPMRC) bool {
 	switch rc {
-	case rcRetry, rcYielded, rcTesting, rcNVRate:
+	case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting, tpm2.TPMRCNVRate:
 		return true
 	}
 	return false
 }
 
-var lostCodes = []Code{
-	rcReferenceH0, rcReferenceH1, rcReferenceH2, // an object is not loaded
-	rcReferenceS0, rcReferenceS1, rcReferenceS2, // a session is not loaded
-	rcContextGap, rcObjectMemory, rcSessionMemory, rcMemory, // somebody filled the places
-	rcSessionHandles, rcObjectHandles,
+var lostCodes = []tpm2.TPMRC{
+	tpm2.TPMRCReferenceH0, tpm2.TPMRCReferenceH1, tpm2.TPMRCReferenceH2, // an object is not loaded
+	tpm2.TPMRCReferenceS0, tpm2.TPMRCReferenceS1, tpm2.TPMRCReferenceS2, // a session is not loaded
+	tpm2.TPMRCContextGap, tpm2.TPMRCObjectMemory, tpm2.TPMRCSessionMemory, tpm2.TPMRCMemory, // somebody filled the places
+	tpm2.TPMRCSessionHandles, tpm2.TPMRCObjectHandles,
 }
 
 // lost tells answers that mean: what we had loaded is not there any more, or a
@@ -85,16 +87,24 @@ func lost(err error) bool {
 	if _, ok := errors.AsType[*againError](err); ok {
 		return true
 	}
-	if _, session, handle, _ := about(err); session || handle {
+	handle, _ := about(err).Handle()
+	if session, _ := about(err).Session(); session || handle {
 		return true
 	}
-	rc, ok := errors.AsType[Code](err)
+	rc, ok := errors.AsType[tpm2.TPMRC](err)
 	return ok && slices.Contains(lostCodes, rc)
 }
 
 // denied tells the answers to a wrong auth value.
 func denied(err error) bool {
-	return errors.Is(err, rcBadAuth) || errors.Is(err, rcAuthFail)
+	return errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail)
+}
+
+// about tells which parameter, handle or session an answer is about (Part 2,
+// 6.6.2), if any.
+func about(err error) tpm2.TPMFmt1Error {
+	about, _ := errors.AsType[tpm2.TPMFmt1Error](err)
+	return about
 }
 
 // The first byte of a handle is its type (Part 2, 7.2).
@@ -105,7 +115,7 @@ const (
 )
 
 // checkHandle refuses a handle that is not of the type that a command returns.
-func checkHandle(h Handle, kind byte) error {
+func checkHandle(h tpm2.TPMHandle, kind byte) error {
 	if byte(h>>24) != kind {
 		return fmt.Errorf("malformed data from the TPM: handle %#x", uint32(h))
 	}
@@ -114,7 +124,7 @@ func checkHandle(h Handle, kind byte) error {
 
 // badParameter tells answers about what a command carried, not about the TPM.
 func badParameter(err error) bool {
-	parameter, _, _, _ := about(err)
+	parameter, _ := about(err).Parameter()
 	return parameter
 }
 
@@ -123,14 +133,14 @@ func explain(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, rcLockout):
+	case errors.Is(err, tpm2.TPMRCLockout):
 		return fmt.Errorf("%w: wait until it recovers, or reset it with the lockout password: kagimori tpm reset-lockout, or tpm2_dictionarylockout --clear-lockout (%v)",
 			hsm.ErrLockout, err)
-	case errors.Is(err, rcRetry), errors.Is(err, rcYielded), errors.Is(err, rcTesting), errors.Is(err, rcNVRate):
+	case errors.Is(err, tpm2.TPMRCRetry), errors.Is(err, tpm2.TPMRCYielded), errors.Is(err, tpm2.TPMRCTesting), errors.Is(err, tpm2.TPMRCNVRate):
 		return fmt.Errorf("%w: still busy at the deadline; try again later (%w)", hsm.ErrTimeout, err)
-	case errors.Is(err, rcInitialize):
+	case errors.Is(err, tpm2.TPMRCInitialize):
 		return fmt.Errorf("the TPM was not started by firmware; restart the machine: %w", err)
-	case errors.Is(err, rcFailure):
+	case errors.Is(err, tpm2.TPMRCFailure):
 		return fmt.Errorf("the TPM is in failure mode; restart the machine: %w", err)
 	}
 	return err

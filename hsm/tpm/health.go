@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -139,7 +141,7 @@ func (c *chip) countCounters() (int, error) {
 			continue
 		}
 		public, err := c.readNVPublic(h)
-		if errors.Is(err, rcHandle) {
+		if errors.Is(err, tpm2.TPMRCHandle) {
 			continue // just removed by another program
 		}
 		if err != nil {

@@ -17,6 +17,8 @@ import (
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -107,9 +109,9 @@ func (c *chip) sign(item hsm.Item, digest []byte) ([]byte, error) {
 		return nil, err
 	}
 	params := append(sized(nil, digest), keysOwn...)
-	params = binary.BigEndian.AppendUint16(params, stHashCheck) // no proof that the digest was made here:
-	params = sized(append(params, permanent(rhNull).name...), nil)
-	_, out, err := c.ask(command{code: ccSign, handles: []entity{c.loaded.entity()}, auth: auth, params: params})
+	params = words(params, tpm2.TPMSTHashCheck) // no proof that the digest was made here:
+	params = sized(append(params, permanent(tpm2.TPMRHNull).name...), nil)
+	_, out, err := c.ask(command{code: tpm2.TPMCCSign, handles: []entity{c.loaded.entity()}, auth: auth, params: params})
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +121,7 @@ func (c *chip) sign(item hsm.Item, digest []byte) ([]byte, error) {
 // decodeSignature reads a TPMT_SIGNATURE by ECDSA with SHA-256.
 func decodeSignature(b []byte) ([]byte, error) {
 	be := binary.BigEndian
-	if len(b) < 4 || be.Uint16(b) != algECDSA || be.Uint16(b[2:]) != algSHA256 {
+	if len(b) < 4 || be.Uint16(b) != uint16(tpm2.TPMAlgECDSA) || be.Uint16(b[2:]) != uint16(tpm2.TPMAlgSHA256) {
 		return nil, errors.New("the TPM made another kind of signature")
 	}
 	r, rest, err := unsized(b[4:])

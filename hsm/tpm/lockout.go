@@ -12,6 +12,8 @@ import (
 	"math"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -33,7 +35,7 @@ func (m *Module) SetLockout(ctx context.Context, password *hsm.Secret, limit uin
 	}
 	be := binary.BigEndian
 	params := be.AppendUint32(be.AppendUint32(be.AppendUint32(nil, limit), uint32(forget)), uint32(bar))
-	if err := m.withLockout(ctx, password, ccDictionaryAttackParameters, params); err != nil {
+	if err := m.withLockout(ctx, password, tpm2.TPMCCDictionaryAttackParameters, params); err != nil {
 		return fmt.Errorf("set lockout: %w", err)
 	}
 	return nil
@@ -41,13 +43,13 @@ func (m *Module) SetLockout(ctx context.Context, password *hsm.Secret, limit uin
 
 // ResetLockout has the chip forget all wrong guesses.
 func (m *Module) ResetLockout(ctx context.Context, password *hsm.Secret) error {
-	if err := m.withLockout(ctx, password, ccDictionaryAttackLockReset, nil); err != nil {
+	if err := m.withLockout(ctx, password, tpm2.TPMCCDictionaryAttackLockReset, nil); err != nil {
 		return fmt.Errorf("reset lockout: %w", err)
 	}
 	return nil
 }
 
-func (m *Module) withLockout(ctx context.Context, password *hsm.Secret, code uint32, params []byte) error {
+func (m *Module) withLockout(ctx context.Context, password *hsm.Secret, code tpm2.TPMCC, params []byte) error {
 	if n := password.Len(); n > maxLockoutPassword {
 		return fmt.Errorf("%w: a password of %d bytes, the limit is %d", hsm.ErrTooLong, n, maxLockoutPassword)
 	}
@@ -61,18 +63,18 @@ func (m *Module) withLockout(ctx context.Context, password *hsm.Secret, code uin
 	return err
 }
 
-func (c *chip) withLockout(password []byte, code uint32, params []byte) error {
+func (c *chip) withLockout(password []byte, code tpm2.TPMCC, params []byte) error {
 	s, err := c.guarded(password)
 	if err != nil {
 		return err
 	}
-	_, _, err = c.ask(command{code: code, handles: []entity{permanent(rhLockout)}, auth: s, params: params})
+	_, _, err = c.ask(command{code: code, handles: []entity{permanent(tpm2.TPMRHLockout)}, auth: s, params: params})
 	c.orderly()
 	switch {
 	case denied(err):
 		return fmt.Errorf("%w: the chip takes no other one until its reset time has passed; find the right one before you try again (%v)",
 			hsm.ErrLockoutPassword, err)
-	case errors.Is(err, rcLockout):
+	case errors.Is(err, tpm2.TPMRCLockout):
 		return fmt.Errorf("%w: a wrong lockout password was given before; wait until the reset time has passed, or start the machine anew if that is 0 (%v)",
 			hsm.ErrLockout, err)
 	}

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -35,7 +37,7 @@ func (c *chip) make(a area, value, data []byte) (public, private []byte, err err
 	defer clear(params)
 	params = sized(params, append(slices.Clone(a), blank(a)...))
 	params = append(sized(params, nil), 0, 0, 0, 0) // no outside info, no creation PCRs
-	_, out, err := c.ask(command{code: ccCreate, handles: []entity{c.root.entity()}, auth: auth, params: params})
+	_, out, err := c.ask(command{code: tpm2.TPMCCCreate, handles: []entity{c.root.entity()}, auth: auth, params: params})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -52,7 +54,7 @@ func (c *chip) make(a area, value, data []byte) (public, private []byte, err err
 
 // blank is the empty key of a template.
 func blank(a area) []byte {
-	if a.kind() == algKeyedHash {
+	if a.kind() == tpm2.TPMAlgKeyedHash {
 		return []byte{0, 0}
 	}
 	return []byte{0, 0, 0, 0} // x and y
@@ -62,7 +64,7 @@ func blank(a area) []byte {
 // that wants the same. One, because a TPM has three places: the root takes one
 // (always, or while it is used), this the second, and the third is free.
 type loaded struct {
-	handle Handle // 0: nothing is loaded
+	handle tpm2.TPMHandle // 0: nothing is loaded
 	item   hsm.Item
 }
 
@@ -96,14 +98,14 @@ func (c *chip) load(item hsm.Item) error {
 }
 
 // bring loads an object of the root in use; its place is the caller's to free.
-func (c *chip) bring(item hsm.Item) (Handle, error) {
+func (c *chip) bring(item hsm.Item) (tpm2.TPMHandle, error) {
 	var auth authorizer = noPassword{}
 	if c.session != nil { // else none is started for this: nothing here is secret
 		c.session.aim(plain, nil)
 		auth = c.session
 	}
 	handle, _, err := c.ask(command{
-		code: ccLoad, handles: []entity{c.root.entity()}, auth: auth,
+		code: tpm2.TPMCCLoad, handles: []entity{c.root.entity()}, auth: auth,
 		params: sized(sized(nil, item.Sealed), item.Public), gives: true,
 	})
 	if badParameter(err) {

@@ -12,9 +12,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
 
 	"github.com/kagimori/kagimori/hsm"
 )
@@ -117,7 +118,7 @@ func (c *chip) orderly() {
 	}
 	ctx := c.ctx
 	c.ctx = nil
-	_, _, err := c.ask(command{code: ccShutdown, params: binary.BigEndian.AppendUint16(nil, suClear)})
+	_, _, err := c.ask(command{code: tpm2.TPMCCShutdown, params: words(nil, tpm2.TPMSUClear)})
 	c.ctx = ctx
 	if err != nil {
 		c.log.Warn("the TPM was not told of an orderly stop: if power fails before the next one, it counts a wrong guess", "err", err)

@@ -19,6 +19,8 @@ import (
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -76,7 +78,7 @@ func (s selection) registers() (all []int) {
 // encode is TPML_PCR_SELECTION for the SHA-256 bank.
 func (s selection) encode() []byte {
 	b := binary.BigEndian.AppendUint32(nil, 1)
-	b = append(binary.BigEndian.AppendUint16(b, algSHA256), maskSize)
+	b = append(words(b, tpm2.TPMAlgSHA256), maskSize)
 	return append(b, s[:]...)
 }
 
@@ -127,7 +129,7 @@ func measured(values hsm.PCRs) error {
 }
 
 // step is how a policy command moves the policy of a session.
-func step(before [sha256.Size]byte, code uint32, parts ...[]byte) [sha256.Size]byte {
+func step(before [sha256.Size]byte, code tpm2.TPMCC, parts ...[]byte) [sha256.Size]byte {
 	h := sha256.New()
 	h.Write(before[:])
 	h.Write(binary.BigEndian.AppendUint32(nil, uint32(code)))
@@ -140,7 +142,7 @@ func step(before [sha256.Size]byte, code uint32, parts ...[]byte) [sha256.Size]b
 // policyPCR is the policy of one PolicyPCR.
 func (s selection) policyPCR(values hsm.PCRs) [sha256.Size]byte {
 	digest := s.digest(values)
-	return step([sha256.Size]byte{}, ccPolicyPCR, s.encode(), digest[:])
+	return step([sha256.Size]byte{}, tpm2.TPMCCPolicyPCR, s.encode(), digest[:])
 }
 
 // policyAuthorized is the policy of a PolicyAuthorize by an authority. The
@@ -148,7 +150,7 @@ func (s selection) policyPCR(values hsm.PCRs) [sha256.Size]byte {
 // approval of fewer registers does not open what was sealed to more.
 func (s selection) policyAuthorized(authority []byte) [sha256.Size]byte {
 	name, ref := nameOf(authorityArea(authority)), s.reference()
-	one := step([sha256.Size]byte{}, ccPolicyAuthorize, name)
+	one := step([sha256.Size]byte{}, tpm2.TPMCCPolicyAuthorize, name)
 	return sha256.Sum256(slices.Concat(one[:], ref[:]))
 }
 
@@ -165,18 +167,7 @@ func (s selection) approved(values hsm.PCRs) [sha256.Size]byte {
 
 // authorityArea is the TPMT_PUBLIC of a vendor's key, and so makes its Name.
 func authorityArea(point []byte) []byte {
-	be := binary.BigEndian
-	b := be.AppendUint16(be.AppendUint16(nil, algECC), algSHA256)
-	b = be.AppendUint32(b, attrSign|attrUserWithAuth)
-	b = sized(b, nil) // no policy
-	for _, v := range []uint16{
-		algNull, // it encrypts nothing
-		algECDSA, algSHA256,
-		curveP256, algNull, // no KDF
-	} {
-		b = be.AppendUint16(b, v)
-	}
-	return sized(sized(b, point[:coordinate]), point[coordinate:])
+	return sized(sized(signArea(attrUserWithAuth), point[:coordinate]), point[coordinate:])
 }
 
 // pointOf is a P-256 key as x then y.
@@ -245,8 +236,6 @@ func signature(der []byte) ([]byte, error) {
 		r.Sign() <= 0 || s.Sign() <= 0 || r.BitLen() > 8*coordinate || s.BitLen() > 8*coordinate {
 		return nil, errors.New("not an ECDSA signature")
 	}
-	be := binary.BigEndian
-	b := be.AppendUint16(be.AppendUint16(nil, algECDSA), algSHA256)
-	b = sized(b, r.FillBytes(make([]byte, coordinate)))
+	b := sized(words(nil, tpm2.TPMAlgECDSA, tpm2.TPMAlgSHA256), r.FillBytes(make([]byte, coordinate)))
 	return sized(b, s.FillBytes(make([]byte, coordinate))), nil
 }

@@ -11,15 +11,17 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 )
 
 // rootHandle is where TCG's provisioning guidance puts the SRK.
-const rootHandle = Handle(0x81000001)
+const rootHandle = tpm2.TPMHandle(0x81000001)
 
 // root is the storage root key in use.
 type root struct {
-	handle     Handle
+	handle     tpm2.TPMHandle
 	public     []byte // TPMT_PUBLIC
 	name       []byte // computed from public here, never taken on trust
 	persistent bool   // stands at rootHandle; else it must be flushed
@@ -63,8 +65,8 @@ func (c *chip) readRoot() (free bool, err error) {
 	if c.noStore {
 		return false, nil
 	}
-	_, out, err := c.ask(command{code: ccReadPublic, handles: []entity{{handle: rootHandle}}})
-	if errors.Is(err, rcHandle) {
+	_, out, err := c.ask(command{code: tpm2.TPMCCReadPublic, handles: []entity{{handle: rootHandle}}})
+	if errors.Is(err, tpm2.TPMRCHandle) {
 		return true, nil
 	}
 	if err != nil {
@@ -79,7 +81,7 @@ func (c *chip) readRoot() (free bool, err error) {
 	return false, nil
 }
 
-func newRoot(h Handle, public []byte, persistent bool) root {
+func newRoot(h tpm2.TPMHandle, public []byte, persistent bool) root {
 	return root{handle: h, public: public, name: nameOf(public), persistent: persistent}
 }
 
@@ -90,7 +92,7 @@ func (c *chip) makeRoot() (root, error) {
 	params = sized(params, slices.Concat(rootArea(), zero, zero))
 	params = append(sized(params, nil), 0, 0, 0, 0) // no outside info, no creation PCRs
 	handle, out, err := c.ask(command{
-		code: ccCreatePrimary, handles: []entity{permanent(rhOwner)}, auth: noPassword{}, params: params, gives: true,
+		code: tpm2.TPMCCCreatePrimary, handles: []entity{permanent(tpm2.TPMRHOwner)}, auth: noPassword{}, params: params, gives: true,
 	})
 	if denied(err) {
 		return root{}, fmt.Errorf("%w: %s (%v)", hsm.ErrOwnerAuth, ownerAdvice, err)
@@ -120,7 +122,7 @@ const ownerAdvice = "put a storage root key in place with it: " +
 // gets a password. It is a gain, not a need: what stands against it is logged.
 func (c *chip) storeRoot() {
 	_, _, err := c.ask(command{
-		code: ccEvictControl, handles: []entity{permanent(rhOwner), c.root.entity()}, auth: noPassword{},
+		code: tpm2.TPMCCEvictControl, handles: []entity{permanent(tpm2.TPMRHOwner), c.root.entity()}, auth: noPassword{},
 		params: permanent(rootHandle).name,
 	})
 	if err != nil {

@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -85,7 +87,7 @@ func (c *chip) mac(item hsm.Item, message *hsm.Secret) (*hsm.Secret, error) {
 		return nil, err
 	}
 	_, out, err := c.ask(command{ // TPM2_HMAC
-		code: ccHMAC, handles: []entity{c.loaded.entity()}, auth: auth,
+		code: tpm2.TPMCCMAC, handles: []entity{c.loaded.entity()}, auth: auth,
 		params: append(sized(nil, message.Bytes()), keysOwn...),
 	})
 	return takeSecret(out, err)
@@ -93,7 +95,7 @@ func (c *chip) mac(item hsm.Item, message *hsm.Secret) (*hsm.Secret, error) {
 
 // openSealed is TPM2_Unseal of the loaded object.
 func (c *chip) openSealed(auth authorizer) (*hsm.Secret, error) {
-	_, out, err := c.ask(command{code: ccUnseal, handles: []entity{c.loaded.entity()}, auth: auth})
+	_, out, err := c.ask(command{code: tpm2.TPMCCUnseal, handles: []entity{c.loaded.entity()}, auth: auth})
 	return takeSecret(out, err)
 }
 

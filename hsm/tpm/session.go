@@ -10,6 +10,7 @@ package tpm
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hmac"
@@ -19,6 +20,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/google/go-tpm/tpm2"
 )
 
 // direction says which first parameters are encrypted.
@@ -38,7 +41,7 @@ const (
 
 // session implements authorizer.
 type session struct {
-	handle      Handle
+	handle      tpm2.TPMHandle
 	key         []byte
 	nonceCaller []byte
 	nonceTPM    []byte
@@ -56,7 +59,7 @@ var _ authorizer = (*session)(nil)
 // before (rootFor): this is where it is salted to.
 func (c *chip) auth(dir direction) (*session, error) {
 	if c.session == nil {
-		s, err := c.startSession(seHMAC)
+		s, err := c.startSession(tpm2.TPMSEHMAC)
 		if err != nil {
 			return nil, err
 		}
@@ -96,7 +99,7 @@ func (c *chip) endSession() {
 }
 
 // startSession makes a session of one kind, HMAC or policy, salted to the root.
-func (c *chip) startSession(kind byte) (*session, error) {
+func (c *chip) startSession(kind tpm2.TPMSE) (*session, error) {
 	if c.wire == nil { // lost while a place was freed, and the root key with it
 		return nil, c.gone
 	}
@@ -111,12 +114,10 @@ func (c *chip) startSession(kind byte) (*session, error) {
 	defer clear(salt)
 	s := &session{nonceCaller: make([]byte, nonceSize)}
 	rand.Read(s.nonceCaller)
-	params := append(sized(sized(nil, s.nonceCaller), encrypted), kind)
-	for _, v := range []uint16{algAES, 8 * cfbKeySize, algCFB, algSHA256} {
-		params = binary.BigEndian.AppendUint16(params, v)
-	}
+	params := append(sized(sized(nil, s.nonceCaller), encrypted), byte(kind))
+	params = words(params, tpm2.TPMAlgAES, 8*cfbKeySize, tpm2.TPMAlgCFB, tpm2.TPMAlgSHA256)
 	handle, out, err := c.ask(command{ // TPM2_StartAuthSession, not bound
-		code: ccStartAuthSession, handles: []entity{c.root.entity(), permanent(rhNull)}, params: params, gives: true,
+		code: tpm2.TPMCCStartAuthSession, handles: []entity{c.root.entity(), permanent(tpm2.TPMRHNull)}, params: params, gives: true,
 	})
 	if unfit(err) {
 		return nil, fmt.Errorf("%w (%v)", ErrNoEncryption, err)
@@ -125,7 +126,7 @@ func (c *chip) startSession(kind byte) (*session, error) {
 		return nil, fmt.Errorf("start session: %w", err)
 	}
 	want := byte(loadedSession)
-	if kind == sePolicy {
+	if kind == tpm2.TPMSEPolicy {
 		want = policySession
 	}
 	if err := checkHandle(handle, want); err != nil {
@@ -135,7 +136,7 @@ func (c *chip) startSession(kind byte) (*session, error) {
 		return nil, fmt.Errorf("start session: %w", err)
 	}
 	s.handle = handle
-	s.key = kdfA(salt, "ATH", s.nonceTPM, s.nonceCaller, sha256.Size)
+	s.key = tpm2.KDFa(crypto.SHA256, salt, "ATH", s.nonceTPM, s.nonceCaller, 8*sha256.Size)
 	return s, nil
 }
 
@@ -143,9 +144,9 @@ func (c *chip) startSession(kind byte) (*session, error) {
 // session is the probe: there is no cheaper command and no truer one.
 func unfit(err error) bool {
 	const symmetric = 4 // the parameter of TPM2_StartAuthSession
-	for _, rc := range []Code{rcSymmetric, rcMode, rcKeySize, rcValue} {
+	for _, rc := range []tpm2.TPMRC{tpm2.TPMRCSymmetric, tpm2.TPMRCMode, tpm2.TPMRCKeySize, tpm2.TPMRCValue} {
 		if errors.Is(err, rc) {
-			parameter, _, _, n := about(err)
+			parameter, n := about(err).Parameter()
 			return parameter && n == symmetric
 		}
 	}
@@ -176,9 +177,9 @@ func (s *session) attributes() (b byte) {
 }
 
 // commandMAC is the HMAC over a command (Part 1, 17.6).
-func (s *session) commandMAC(code uint32, handles []entity, params []byte) []byte {
+func (s *session) commandMAC(code tpm2.TPMCC, handles []entity, params []byte) []byte {
 	h := sha256.New() // cpHash
-	h.Write(binary.BigEndian.AppendUint32(nil, code))
+	h.Write(binary.BigEndian.AppendUint32(nil, uint32(code)))
 	for _, e := range handles {
 		h.Write(e.name)
 	}
@@ -188,10 +189,10 @@ func (s *session) commandMAC(code uint32, handles []entity, params []byte) []byt
 
 // responseMAC is the HMAC over a response, which succeeded: it comes from the
 // chip that the session was salted to, about this very command.
-func (s *session) responseMAC(code uint32, attributes byte, params []byte) []byte {
+func (s *session) responseMAC(code tpm2.TPMCC, attributes byte, params []byte) []byte {
 	h := sha256.New() // rpHash
-	h.Write(binary.BigEndian.AppendUint32(nil, uint32(rcSuccess)))
-	h.Write(binary.BigEndian.AppendUint32(nil, code))
+	h.Write(binary.BigEndian.AppendUint32(nil, uint32(tpm2.TPMRCSuccess)))
+	h.Write(binary.BigEndian.AppendUint32(nil, uint32(code)))
 	h.Write(params)
 	return s.mac(h.Sum(nil), s.nonceTPM, s.nonceCaller, attributes)
 }
@@ -237,7 +238,7 @@ func (s *session) decrypt(parameter []byte) error {
 
 // cfb is the cipher of one parameter (Part 1, 19.3).
 func (s *session) cfb(newer, older []byte) (cipher.Block, []byte, error) {
-	keyIV := kdfA(s.secret(), "CFB", newer, older, cfbKeySize+aes.BlockSize)
+	keyIV := tpm2.KDFa(crypto.SHA256, s.secret(), "CFB", newer, older, 8*(cfbKeySize+aes.BlockSize))
 	block, err := aes.NewCipher(keyIV[:cfbKeySize])
 	return block, keyIV[cfbKeySize:], err
 }

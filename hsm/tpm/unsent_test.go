@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
+
 	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/hsm/hsmtest"
 )
@@ -15,12 +17,12 @@ import (
 // cutWire breaks before it takes a command of one kind, for as often as cuts says.
 type cutWire struct {
 	wire
-	before uint32
+	before tpm2.TPMCC
 	cuts   *int
 }
 
 func (w cutWire) exchange(command []byte, deadline time.Time) ([]byte, error) {
-	if *w.cuts > 0 && binary.BigEndian.Uint32(command[6:]) == w.before {
+	if *w.cuts > 0 && tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == w.before {
 		*w.cuts--
 		return nil, &unsentError{fmt.Errorf("%w: cut", hsm.ErrAbsent)}
 	}
@@ -36,7 +38,7 @@ func TestIncrementIsNotSentTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	cuts, dial := 0, cfg.dial
-	var before uint32
+	var before tpm2.TPMCC
 	cfg.dial = func(deadline time.Time) (wire, error) {
 		w, err := dial(deadline)
 		return cutWire{w, before, &cuts}, err
@@ -52,10 +54,10 @@ func TestIncrementIsNotSentTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
-		before uint32
+		before tpm2.TPMCC
 		moved  uint64
 		err    error
-	}{{ccNVIncrement, 1, nil}, {ccNVRead, 1, hsm.ErrAbsent}, {0, 1, nil}} {
+	}{{tpm2.TPMCCNVIncrement, 1, nil}, {tpm2.TPMCCNVRead, 1, hsm.ErrAbsent}, {0, 1, nil}} {
 		now, err := m.Count(t.Context(), b, key)
 		if err != nil {
 			t.Fatal(err)
