@@ -178,7 +178,7 @@ func (d *deployment) terminalOn(box *machine, hsm open.Config) *terminal {
 	d.t.Helper()
 	m := &terminal{machine: box, d: d, hsm: hsm}
 	if hsm.Kind == open.KindFile {
-		m.hsm.Path = m.path("device.secret")
+		m.hsm.Path, m.hsm.Dir = m.path("device.secret"), m.state()
 	}
 	if d.net != nil {
 		d.net.join(m.machine)
