@@ -47,7 +47,7 @@ func (s *Store) place(temp, path string, wipe bool) error {
 	var old *os.File
 	if wipe {
 		var err error
-		if old, err = os.OpenFile(path, os.O_RDWR, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if old, err = openOwn(path); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errNoFile) {
 			return err
 		}
 	}
@@ -224,7 +224,7 @@ func (s *Store) copyHead() (h head, err error) {
 
 // discard removes a file, after overwriting it.
 func discard(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := openOwn(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

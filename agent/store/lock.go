@@ -25,7 +25,7 @@ const (
 // when there is no file yet that bbolt could lock, and it names who holds it.
 // The file itself stays: removing it would let two daemons lock two files.
 func acquire(ctx context.Context, path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%w: create the directory %s first", err, filepath.Dir(path))
@@ -61,6 +61,10 @@ func acquire(ctx context.Context, path string) (*os.File, error) {
 // writeHolder leaves the process id for readHolder. It is a hint for people:
 // on a full disk the daemon starts without it.
 func writeHolder(f *os.File) {
+	info, err := f.Stat()
+	if err != nil || info.Sys().(*syscall.Stat_t).Nlink > 1 { // another file, under our lock's name
+		return
+	}
 	if f.Truncate(0) == nil {
 		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}

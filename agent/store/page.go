@@ -57,7 +57,10 @@ type pages struct {
 // checkPages is nil if bbolt can use the file at path, else ErrDamaged or what
 // the disk said.
 func checkPages(path string) error {
-	f, err := os.Open(path)
+	f, err := openFile(path, os.O_RDONLY)
+	if errors.Is(err, errNoFile) {
+		return fmt.Errorf("%w (%s is %w)", ErrDamaged, path, err)
+	}
 	if err != nil {
 		return err
 	}

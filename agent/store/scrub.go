@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -141,11 +142,15 @@ func zero(f *os.File, size, pageSize int64, used []bool) error {
 // shred overwrites a file that has no name any more or is about to lose it: all
 // but the pages of record buckets, in which nothing opens without what is
 // overwritten; or the whole of one that is no store. It is best effort: a power
-// cut at the wrong moment leaves its blocks as they were.
+// cut at the wrong moment leaves its blocks as they were. What has another name
+// besides, or is larger than a store, was not made here and is left alone.
 func shred(f *os.File) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
+	}
+	if named, ok := info.Sys().(*syscall.Stat_t); !ok || named.Nlink > 1 || info.Size() > maxSize {
+		return errNoFile
 	}
 	spare, pageSize, err := recordPages(f, info.Size())
 	if err != nil {
