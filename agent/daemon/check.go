@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -34,17 +35,27 @@ const (
 )
 
 // CheckStore is store.Config.Check: it has a process of its own look at a file. A
-// process that dies or does not end has found damage.
+// process that crashes has found damage. One that is killed, finds no memory or no
+// time has found nothing: whoever can load the machine must not be able to have a
+// sound file declared damaged, which costs what was written since the copy.
 func CheckStore(ctx context.Context, path string) error {
-	var died error
+	var died, err error
 	for range checkTries {
-		var err error
-		if died, err = checkOnce(ctx, path); died == nil {
+		if died, err = checkOnce(ctx, path); died == nil && !errors.Is(err, errStarved) {
 			return err
 		}
 	}
+	if died == nil {
+		return err
+	}
 	return fmt.Errorf("%w (its check %w)", store.ErrDamaged, died)
 }
+
+// errStarved is a check that something else than the file has ended.
+var errStarved = errors.New("check the store in a process of its own: it was not let")
+
+// starved are what a Go program says that the system gave too little.
+var starved = []string{"out of memory", "cannot allocate memory", "failed to create new OS thread", "resource temporarily unavailable"}
 
 // checkOnce says what a check found, or how it died.
 func checkOnce(ctx context.Context, path string) (died, err error) {
@@ -69,11 +80,16 @@ func checkOnce(ctx context.Context, path string) (died, err error) {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case limited.Err() != nil:
-		return fmt.Errorf("did not end in %v", checkTime), nil
+		return nil, fmt.Errorf("%w: it did not end in %v", errStarved, checkTime)
 	case !errors.As(err, &exit):
 		return nil, fmt.Errorf("check the store in a process of its own: %w", err)
 	}
-	switch said := firstLine(words.text); exit.ExitCode() {
+	said := firstLine(words.text)
+	killed := exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
+	if killed || exit.ExitCode() == control.Usage.Exit() && slices.ContainsFunc(starved, func(s string) bool { return strings.Contains(said, s) }) {
+		return nil, fmt.Errorf("%w: %v: %s", errStarved, exit, said)
+	}
+	switch exit.ExitCode() {
 	case control.Storage.Exit():
 		return nil, fmt.Errorf("%w (%s)", store.ErrDamaged, said)
 	case -1, control.Usage.Exit(): // a signal, or a crash of the Go runtime

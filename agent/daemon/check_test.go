@@ -23,6 +23,8 @@ import (
 const (
 	diesPath  = "/dies/"
 	hangsPath = "/hangs/"
+	killPath  = "/killed/"
+	starvPath = "/starves/"
 )
 
 func TestMain(m *testing.M) {
@@ -33,6 +35,12 @@ func TestMain(m *testing.M) {
 			select {}
 		case strings.HasPrefix(path, hangsPath):
 			_ = syscall.Pause() // it is killed
+		case strings.HasPrefix(path, killPath): // as the kernel does when memory is short
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		case strings.HasPrefix(path, starvPath): // as the runtime does, which must not be starved here
+			_, _ = os.Stderr.WriteString("fatal error: runtime: out of memory\n\nrest\n")
+			os.Exit(2)
 		}
 		f := verb.New("kagimori", "test", "test", "")
 		f.Add(CheckVerb("kagimori"))
@@ -106,6 +114,16 @@ func TestCheckThatDies(t *testing.T) {
 	defer cancel()
 	if err := CheckStore(ctx, hangsPath); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, store.ErrDamaged) {
 		t.Errorf("hangs: %v", err)
+	}
+}
+
+// Whoever can take memory or time from the machine cannot have a sound file
+// declared damaged.
+func TestCheckThatIsStarved(t *testing.T) {
+	for _, path := range []string{killPath, starvPath} {
+		if err := CheckStore(t.Context(), path); !errors.Is(err, errStarved) || errors.Is(err, store.ErrDamaged) {
+			t.Errorf("%s: %v", path, err)
+		}
 	}
 }
 
