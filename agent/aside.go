@@ -4,12 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/kagimori/kagimori/hsm"
 )
@@ -25,6 +27,8 @@ const (
 	asideWhy    = "why.txt"
 	// maxAside is how many are kept at most.
 	maxAside = 16
+	// maxIntent bounds an intent, in bytes.
+	maxIntent = 1 << 10
 	// deviceSecret is what the file module's names begin with in a state directory.
 	deviceSecret = "device.secret"
 )
@@ -79,7 +83,7 @@ func setAside(dir string, secret bool, why string) (name string, err error) {
 // finishAside does what an intent says, if there is one.
 func finishAside(dir string) error {
 	intent := filepath.Join(dir, asideIntent)
-	data, err := os.ReadFile(intent)
+	data, err := readIntent(intent)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -103,6 +107,17 @@ func finishAside(dir string) error {
 		return fmt.Errorf("set the store aside: %w", err)
 	}
 	return nil
+}
+
+// readIntent does not wait for a pipe, nor take in more than an intent can be:
+// the daemon does not start before.
+func readIntent(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxIntent))
 }
 
 func moveAside(dir string, m asideMove) error {
@@ -171,8 +186,13 @@ func scrubAside(dir, name string) error {
 	return nil
 }
 
+// overwrite leaves alone what is no file of ours: a link, a pipe, a file with
+// another name besides.
 func overwrite(path string) (err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	f, err := os.OpenFile(path, os.O_WRONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.ENXIO) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -180,6 +200,9 @@ func overwrite(path string) (err error) {
 	fi, err := f.Stat()
 	if err != nil {
 		return err
+	}
+	if !fi.Mode().IsRegular() || fi.Sys().(*syscall.Stat_t).Nlink > 1 {
+		return nil
 	}
 	zeros := make([]byte, 64<<10)
 	for at := int64(0); at < fi.Size(); at += int64(len(zeros)) {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 )
 
@@ -114,5 +115,27 @@ func TestSetAsideRefuses(t *testing.T) {
 	}
 	if _, err := setAside(dir, false, "again"); !errors.Is(err, errAsideFull) {
 		t.Errorf("%v", err)
+	}
+}
+
+// What somebody left in the state directory does not keep the daemon from
+// starting by waiting, and is not overwritten when it lies elsewhere.
+func TestStrangeFilesBesideWhatIsSetAside(t *testing.T) {
+	dir := fill(t, storeFile)
+	if err := syscall.Mkfifo(filepath.Join(dir, asideIntent), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := finishAside(dir); err == nil {
+		t.Error("a pipe was followed")
+	}
+	victim := filepath.Join(dir, "victim")
+	at := filepath.Join(dir, asideDir, "1")
+	err := errors.Join(os.MkdirAll(at, 0o700), os.WriteFile(victim, []byte("precious"), 0o600),
+		os.Symlink(victim, filepath.Join(at, "a")), os.Link(victim, filepath.Join(at, "b")), syscall.Mkfifo(filepath.Join(at, "c"), 0o600))
+	if err := errors.Join(err, scrubAside(dir, "1")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(victim); err != nil || string(got) != "precious" {
+		t.Errorf("%q, %v", got, err)
 	}
 }

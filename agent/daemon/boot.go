@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/kagimori/kagimori/agent"
@@ -207,7 +208,7 @@ func (b *boot) look(name string) agent.ApprovalFile {
 }
 
 func readSmall(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // not waiting for a pipe
 	if err != nil {
 		return nil, err
 	}
