@@ -65,18 +65,47 @@ func installBody(tx *store.Tx, x store.Terminal, c store.Command) ([]byte, error
 	return transport.Marshal(&m)
 }
 
+// orderForgotten tells a terminal again to forget the retired codes that it did
+// not give up: it keeps its last one, so whoever was away while that was retired
+// could obey only once it had another. It says whether there are any.
+func (s *Server) orderForgotten(tx *store.Tx, terminal, group transport.Name, codes []store.Code) (bool, error) {
+	has, err := tx.Holders(terminal)
+	if err != nil {
+		return false, err
+	}
+	var epochs []uint32
+	for _, c := range slices.Backward(codes) { // ascending
+		if c.State == store.CodeRetired && has[c.Epoch] == store.HolderRefused && len(epochs) < transport.MaxRetired {
+			epochs = append(epochs, c.Epoch)
+			err = errors.Join(err, tx.SetHolder(terminal, c.Epoch, store.HolderRetiring))
+		}
+	}
+	if err != nil || len(epochs) == 0 {
+		return false, err
+	}
+	return true, s.orderRetire(tx, terminal, group, epochs)
+}
+
 // settleCode notes what an order about a code came to.
-func settleCode(tx *store.Tx, c store.Command, state transport.CommandState) error {
+func (s *Server) settleCode(tx *store.Tx, c store.Command, state transport.CommandState) error {
 	switch c.Kind {
 	case transport.CommandCodeInstall:
 		var m transport.CodeInstall
 		if err := transport.Unmarshal(c.Body, &m, transport.MaxEnvelope); err != nil {
 			return err
 		}
-		if state == transport.CommandDone {
-			return tx.SetHolder(c.Terminal, m.Epoch, store.HolderHeld)
+		if state != transport.CommandDone {
+			return tx.SetHolder(c.Terminal, m.Epoch, store.HolderRefused)
 		}
-		return tx.SetHolder(c.Terminal, m.Epoch, store.HolderRefused)
+		if err := tx.SetHolder(c.Terminal, m.Epoch, store.HolderHeld); err != nil {
+			return err
+		}
+		codes, err := tx.Codes(m.Group)
+		if err != nil {
+			return err
+		}
+		_, err = s.orderForgotten(tx, c.Terminal, m.Group, codes)
+		return err
 	case transport.CommandCodeRetire:
 		var m transport.CodeRetire
 		if err := transport.Unmarshal(c.Body, &m, transport.MaxEnvelope); err != nil {

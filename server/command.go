@@ -66,7 +66,7 @@ func (s *Server) commandResult(ctx context.Context, ses *session, m *transport.C
 		if err := tx.Audit("command."+string(m.State), c.ID.String(), c.Kind+" "+string(c.Credential)+" "+m.Detail); err != nil {
 			return err
 		}
-		if err := settleCode(tx, c, m.State); err != nil {
+		if err := s.settleCode(tx, c, m.State); err != nil {
 			return err
 		}
 		out.revoked, err = s.settleIssue(tx, c, m.State)

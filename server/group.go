@@ -96,7 +96,7 @@ func (s *Server) groupMethods() []control.Method {
 			In: NameParams{}, Out: GroupDetail{}, Handle: s.groupShow},
 		{Name: "GroupRotate", Doc: "Makes a new security code and orders every terminal of the group to take it.", Class: control.Admin,
 			In: NameParams{}, Out: GroupChange{}, Handle: s.groupRotate},
-		{Name: "GroupResume", Doc: "Orders the codes in force anew from terminals that refused them or were never told.", Class: control.Admin,
+		{Name: "GroupResume", Doc: "Orders anew what terminals refused or were never told: to take the codes in force, to forget retired ones.", Class: control.Admin,
 			In: NameParams{}, Out: GroupChange{}, Handle: s.groupResume},
 		{Name: "GroupRetire", Doc: "Ends a security code, and orders every terminal of the group to forget it.", Class: control.Admin,
 			In: GroupRetireParams{}, Out: GroupChange{}, Handle: s.groupRetire},

@@ -69,6 +69,15 @@ func (s *Server) groupResume(ctx context.Context, call *control.Call) error {
 			}
 			told = append(told, lack...)
 		}
+		stubborn, err := tx.KeepingRetired(g.Name)
+		for _, name := range stubborn {
+			_, e := s.orderForgotten(tx, name, g.Name, codes)
+			err = errors.Join(err, e)
+		}
+		if err != nil {
+			return nil, err
+		}
+		told = append(told, stubborn...)
 		slices.Sort(told)
 		told = slices.Compact(told)
 		return told, tx.Audit("group.resume", string(g.Name), fmt.Sprintf("%d terminals told", len(told)))

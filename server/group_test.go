@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -52,9 +53,15 @@ func (x *fetched) poll() map[string]int {
 			if err := errors.Join(transport.Unmarshal(c.Body, &m, transport.MaxEnvelope), m.Check()); err != nil {
 				x.r.t.Fatal(err)
 			}
+			left := maps.Clone(x.has)
 			for _, epoch := range m.Epochs {
-				delete(x.has, epoch)
+				delete(left, epoch)
 			}
+			if len(left) == 0 && len(x.has) > 0 { // it keeps its last one
+				x.settle(k, c.ID, transport.CommandRefused)
+				continue
+			}
+			x.has = left
 		default:
 			x.r.t.Fatalf("ordered %s", c.Kind)
 		}
@@ -304,6 +311,34 @@ func TestCodesRefused(t *testing.T) {
 	x.refuse(transport.CommandRefused)
 	if d := r.group("default"); d.Codes[1].Refused != 1 || d.Codes[1].Retiring != 0 {
 		t.Errorf("%+v", d.Codes)
+	}
+	r.call("GroupResume", NameParams{Name: "default"}, &c)
+	if d := r.group("default"); c.Ordered != 1 || d.Codes[1].Refused != 0 || d.Codes[1].Retiring != 1 {
+		t.Errorf("%+v %+v", c, d.Codes)
+	}
+	x.poll()
+	if d := r.group("default"); d.Codes[1].Refused+d.Codes[1].Retiring+d.Codes[1].Held != 0 {
+		t.Errorf("%+v", d.Codes)
+	}
+}
+
+// A terminal that was away while several codes came and went gives up the one
+// that it came with: the code may have been replaced because it leaked. req: C1
+func TestCodesWhileAway(t *testing.T) {
+	r := newRig(t)
+	x := r.fetched("nav-001", r.addTerminal("nav-001"))
+	x.has[1] = codeIn(r, 1)
+	for epoch := range uint32(transport.MaxCodes + 2) {
+		r.rotate("default")
+		r.call("GroupRetire", GroupRetireParams{Name: "default", Epoch: epoch + 1, Force: true}, nil)
+	}
+	x.poll()
+	x.holds(transport.MaxCodes + 3)
+	d := r.group("default")
+	for _, c := range d.Codes[1:] {
+		if c.Held+c.Ordered+c.Refused+c.Retiring != 0 {
+			t.Errorf("%+v", c)
+		}
 	}
 }
 

@@ -82,6 +82,14 @@ func (t *Tx) MembersWithout(group transport.Name, epoch uint32, states ...Holder
 		` AND name NOT IN (SELECT terminal FROM code_holders WHERE epoch = ? AND state IN (`+marks+`)) ORDER BY name`, args...)
 }
 
+// KeepingRetired lists, by name, enrolled terminals of a group that refused to
+// give up a code that is retired.
+func (t *Tx) KeepingRetired(group transport.Name) ([]transport.Name, error) {
+	return all(t, scanName, `SELECT name FROM terminals WHERE `+members+`
+		AND name IN (SELECT terminal FROM code_holders WHERE state = 'refused' AND epoch IN
+			(SELECT epoch FROM codes WHERE group_name = ? AND state = 'retired')) ORDER BY name`, group, group)
+}
+
 // Stranded lists, by name, enrolled terminals of a group that would have no
 // code in force if that of epoch was not.
 func (t *Tx) Stranded(group transport.Name, epoch uint32) ([]transport.Name, error) {

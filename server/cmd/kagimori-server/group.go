@@ -149,7 +149,7 @@ A terminal that has proven its TPM gets the code wrapped to that chip.`,
 func groupResume() *cobra.Command {
 	return &cobra.Command{
 		Use: "resume NAME", Short: "Tell terminals again to take the security codes in force",
-		Long:    "Orders the codes in force anew from terminals that refused them, for example\nbecause their software was too old, or that were never told.",
+		Long:    "Orders the codes in force anew from terminals that refused them, for example\nbecause their software was too old, or that were never told,\nand has retired ones forgotten that a terminal did not give up.",
 		Example: "  kagimori-server group resume default",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return changeGroup(cmd, "GroupResume", server.NameParams{Name: args[0]}, func(w io.Writer, c *server.GroupChange) {
