@@ -231,6 +231,7 @@ func storageProblem(err error) (p *control.Problem, fatal bool) {
 		{store.ErrFailed, control.Storage, "look into the kernel log for disk errors, then restart the daemon", true},
 		{syscall.ENOSPC, control.Storage, "free space on the disk of the state directory", false},
 		{syscall.EDQUOT, control.Storage, "free space on the disk of the state directory", false},
+		{syscall.EROFS, control.Storage, "see in the kernel log (dmesg) why the disk of the state directory is read-only, check its file system, and mount it for writing again", false},
 		{fs.ErrNotExist, control.Storage, "make the state directory, or correct state_dir", false},
 		{fs.ErrPermission, control.Storage, "give the state directory to the daemon's user, mode 0700", false},
 	} {

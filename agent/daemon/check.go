@@ -92,6 +92,8 @@ func checkOnce(ctx context.Context, path string) (died, err error) {
 	switch exit.ExitCode() {
 	case control.Storage.Exit():
 		return nil, fmt.Errorf("%w (%s)", store.ErrDamaged, said)
+	case control.Conflict.Exit():
+		return nil, fmt.Errorf("%w: it uses %s", store.ErrLocked, path)
 	case -1, control.Usage.Exit(): // a signal, or a crash of the Go runtime
 		return fmt.Errorf("died: %v: %s", exit, said), nil
 	default:
@@ -110,8 +112,11 @@ the file. It needs no key, changes nothing, and waits for no daemon.`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			err := store.CheckFile(args[0])
-			if errors.Is(err, store.ErrDamaged) {
+			switch {
+			case errors.Is(err, store.ErrDamaged):
 				return control.Problemf(control.Storage, "start the daemon, which goes on with the second copy", "%w", err)
+			case errors.Is(err, store.ErrLocked):
+				return control.Problemf(control.Conflict, "ask the daemon that uses it, by its --socket", "%w", err)
 			}
 			return err
 		},

@@ -13,6 +13,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"github.com/kagimori/kagimori/agent/doctor"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/hsm/file"
 	"github.com/kagimori/kagimori/transport/control/verb"
@@ -85,6 +86,16 @@ func TestCheckStore(t *testing.T) {
 	// What cannot be looked at is not damaged for that.
 	if err := CheckStore(t.Context(), path+"-none"); err == nil || errors.Is(err, store.ErrDamaged) {
 		t.Errorf("no file: %v", err)
+	}
+	db, err := bbolt.Open(path, 0o600, nil) // as a daemon does
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := CheckStore(t.Context(), path); !errors.Is(err, store.ErrLocked) || doctor.ClassOf(err) != doctor.StoreRefused {
+		t.Errorf("in use: %v", err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

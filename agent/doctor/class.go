@@ -90,7 +90,7 @@ func keyClasses() []ClassInfo {
 		{StoreFallback, 32, "the store file was not good, and its second copy took its place",
 			"what was written since that copy was made is lost, as the text says",
 			"let it connect to the server, which puts things right; keep the broken file for inspection; look at the disk"},
-		{StoreRefused, 33, "the state directory or a secret file cannot be used as it is: rights, another daemon, a newer release",
+		{StoreRefused, 33, "the state directory or a secret file cannot be used as it is: rights, a disk that is read-only, another daemon, a newer release",
 			"the store does not open",
 			"do what the text says"},
 	}

@@ -12,6 +12,7 @@ package doctor
 import (
 	"cmp"
 	"slices"
+	"strings"
 )
 
 // Severity is how bad a finding is.
@@ -69,6 +70,7 @@ func Examine(s *Snapshot) *Report {
 // Add adds findings of classes that are not there yet, and judges anew.
 func (r *Report) Add(more ...Finding) {
 	for _, f := range more {
+		f.Next = r.own(f.Next)
 		if !slices.ContainsFunc(r.Findings, func(g Finding) bool { return g.Class == f.Class && g.Text == f.Text }) {
 			r.Findings = append(r.Findings, f)
 		}
@@ -81,6 +83,14 @@ func (r *Report) Add(more ...Finding) {
 		r.Exit = r.Findings[0].Exit
 	}
 	r.Healthy = r.Exit == 0
+}
+
+// own has a step name this program's own verbs and unit, not the agent's.
+func (r *Report) own(next string) string {
+	if r.Program == "" {
+		return next
+	}
+	return strings.NewReplacer("kagimori-server", "kagimori-server", "kagimori-gate", "kagimori-gate", "kagimori", r.Program).Replace(next)
 }
 
 // Has says whether a class was found.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/hsm"
+	"github.com/kagimori/kagimori/transport/control"
 )
 
 func daemonDown(s *Snapshot) []Finding {
@@ -44,6 +45,8 @@ func ClassOf(err error) Class {
 		{store.ErrUnfinished, CopyStale},
 		{store.ErrFull, DiskFull},
 		{syscall.ENOSPC, DiskFull},
+		{syscall.EDQUOT, DiskFull},
+		{syscall.EROFS, StoreRefused},
 		{store.ErrLocked, StoreRefused},
 		{store.ErrNewer, StoreRefused},
 		{hsm.ErrUnsafe, StoreRefused},
@@ -74,7 +77,12 @@ func storageFindings(s *Snapshot) (list []Finding) {
 		if slices.ContainsFunc(list, func(f Finding) bool { return f.Class == class }) {
 			continue // the same trouble, met again
 		}
-		list = append(list, found(class, Fault, text))
+		f := found(class, Fault, text)
+		// What was refused differs: who gathered this knows the step.
+		if p, ok := errors.AsType[*control.Problem](err); ok && class == StoreRefused && p.Next != "" {
+			f.Next = p.Next
+		}
+		list = append(list, f)
 	}
 	return list
 }

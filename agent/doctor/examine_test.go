@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/hsm"
+	"github.com/kagimori/kagimori/transport/control"
 )
 
 var now = time.Date(2030, 5, 1, 12, 0, 0, 0, time.UTC)
@@ -79,8 +81,9 @@ func TestEveryClassIsFound(t *testing.T) {
 		StoreFallback: {sick(func(s *Snapshot) {
 			s.Store.Fallback = &store.Fallback{At: now, Kept: "x.broken-1", Lost: "two results"}
 		})},
-		StoreRefused: {closed(store.ErrLocked), closed(store.ErrNewer), closed(hsm.ErrUnsafe), closed(fs.ErrPermission)},
-		DiskFull: {closed(store.ErrFull), closed(syscall.ENOSPC), sick(func(s *Snapshot) { s.Disk.Free = 0 }), sick(func(s *Snapshot) {
+		StoreRefused: {closed(store.ErrLocked), closed(store.ErrNewer), closed(hsm.ErrUnsafe), closed(fs.ErrPermission),
+			closed(syscall.EROFS), sick(func(s *Snapshot) { s.Disk.Options = []string{"ro", "relatime"} })},
+		DiskFull: {closed(store.ErrFull), closed(syscall.ENOSPC), closed(syscall.EDQUOT), sick(func(s *Snapshot) { s.Disk.Free = 0 }), sick(func(s *Snapshot) {
 			s.Disk.Free = 30 << 20
 		})},
 		FlashRisk: {sick(func(s *Snapshot) { s.Disk.Type = "tmpfs" }), sick(func(s *Snapshot) { s.Disk.Type = "overlay" }), sick(func(s *Snapshot) { s.Disk.Type = "nfs4" }),
@@ -156,6 +159,27 @@ func TestOrderAndExit(t *testing.T) {
 	r.Add(found(FlashRisk, Warning, "x"), found(FlashRisk, Warning, "x"))
 	if len(r.Findings) != 4 || r.Exit != 34 || !r.Has(FlashRisk) || r.Has(Clock) {
 		t.Errorf("%+v", r.Findings)
+	}
+}
+
+// A next step is one of the program that says it.
+func TestNextStepIsThisProgramsOwn(t *testing.T) {
+	r := Examine(sick(func(s *Snapshot) {
+		s.Program, s.Running, s.Open = "kagimori-gate", false, false
+		s.Certificates[0].Left, s.Certificates[0].Next = 0, "kagimori-gate status; kagimori-server credential issue gate"
+	}))
+	for class, want := range map[Class]string{
+		DaemonDown:  "start it: systemctl start kagimori-gate; why it stopped: journalctl -u kagimori-gate",
+		Certificate: "kagimori-gate status; kagimori-server credential issue gate",
+	} {
+		if i := slices.IndexFunc(r.Findings, func(f Finding) bool { return f.Class == class }); i < 0 || r.Findings[i].Next != want {
+			t.Errorf("%s: %+v", class, r.Findings)
+		}
+	}
+	// What was refused has its own step; the class has none.
+	r = Examine(closed(control.Problemf(control.Storage, "chmod 600 it", "open secret: %w", hsm.ErrUnsafe)))
+	if r.Findings[0].Next != "chmod 600 it" {
+		t.Errorf("%+v", r.Findings[0])
 	}
 }
 

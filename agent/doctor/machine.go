@@ -1,7 +1,10 @@
 package doctor
 
 import (
+	"errors"
 	"fmt"
+	"slices"
+	"syscall"
 	"time"
 )
 
@@ -27,6 +30,12 @@ func diskFindings(s *Snapshot) (list []Finding) {
 		return nil
 	}
 	list = FlashFindings(d)
+	if slices.Contains(d.Options, "ro") && !errors.Is(s.Storage, syscall.EROFS) {
+		f := found(StoreRefused, Fault, d.Path+" is mounted read-only")
+		f.Consequence = "nothing that happens to keys from now on can be kept; after a restart the store does not open"
+		f.Next = "see in the kernel log (dmesg) why, check the file system, and mount it for writing again"
+		list = append(list, f)
+	}
 	switch {
 	case d.Total == 0:
 	case d.Free < diskScant:

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/kagimori/kagimori/transport"
 )
@@ -88,7 +89,10 @@ func CheckFile(path string) error {
 		return err
 	}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: foreignLock, NoStatistics: true})
-	if err != nil {
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return fmt.Errorf("%w: it uses %s", ErrLocked, path)
+	case err != nil:
 		return err
 	}
 	defer db.Close()

@@ -29,7 +29,9 @@ func acquire(ctx context.Context, path string) (*os.File, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%w: create the directory %s first", err, filepath.Dir(path))
-	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+	case errors.Is(err, syscall.EROFS):
+		return nil, fmt.Errorf("%w: nothing can be written to %s", err, filepath.Dir(path))
+	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%w: let user id %d write to %s", err, os.Geteuid(), filepath.Dir(path))
 	case err != nil:
 		return nil, err
