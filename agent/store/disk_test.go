@@ -45,18 +45,6 @@ func newDisk() *disk {
 	return &disk{names: map[string]*node{}, gone: map[string]*node{}, durable: map[string]*node{}}
 }
 
-// load makes all that is below a directory durable.
-func (d *disk) load(t *testing.T, dir string) {
-	t.Helper()
-	for name, body := range readTree(t, dir) {
-		n := &node{live: body, durable: bytes.Clone(body)}
-		if body == nil {
-			n = nil
-		}
-		d.names[name], d.durable[name] = n, n
-	}
-}
-
 // readTree gives all files below a directory; a directory is nil.
 func readTree(t *testing.T, dir string) map[string][]byte {
 	t.Helper()
