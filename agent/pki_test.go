@@ -81,7 +81,10 @@ func (a *authority) client(u transport.URI, key crypto.PublicKey) [][]byte {
 
 // credential certifies a key for the service maps.
 func (a *authority) credential(id, subject transport.Name, key crypto.PublicKey) [][]byte {
-	u := transport.URI{Deployment: testDeployment, Service: "maps", Credential: id}
+	return a.forService(transport.URI{Deployment: testDeployment, Service: "maps", Credential: id}, subject, key)
+}
+
+func (a *authority) forService(u transport.URI, subject transport.Name, key crypto.PublicKey) [][]byte {
 	return a.issue(&x509.Certificate{
 		Subject: pkix.Name{CommonName: string(subject)}, URIs: []*url.URL{u.URL()}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}, key)

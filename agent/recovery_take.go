@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -20,7 +21,8 @@ import (
 type Takeover struct {
 	Device      transport.DeviceID `json:"device"` // that the store was of
 	Credentials []transport.Name   `json:"credentials"`
-	Kept        []transport.Name   `json:"kept"` // that were here already, newer ones
+	Kept        []transport.Name   `json:"kept"`    // that were here already, newer ones
+	Refused     []transport.Name   `json:"refused"` // that are not what this deployment issues
 	Results     int                `json:"results"`
 	Entries     int                `json:"audit_entries"`
 }
@@ -36,9 +38,10 @@ func (v *vault) takeOver(ctx context.Context, name string, key *hsm.Secret, stat
 		return nil, err
 	}
 	defer old.Close()
-	t := &Takeover{Credentials: []transport.Name{}, Kept: []transport.Name{}}
+	t := &Takeover{Credentials: []transport.Name{}, Kept: []transport.Name{}, Refused: []transport.Name{}}
 	err = old.View(func(from *store.Tx) error {
-		if err := v.mayTake(from); err != nil {
+		judge, err := v.mayTake(from)
+		if err != nil {
 			return err
 		}
 		return v.update(func(to *store.Tx) error {
@@ -47,7 +50,7 @@ func (v *vault) takeOver(ctx context.Context, name string, key *hsm.Secret, stat
 				return err
 			}
 			t.Device = was.Device
-			err := errors.Join(v.takeCredentials(from, to, t), takeResults(from, to, t), takeAudit(from, to, name, t))
+			err := errors.Join(v.takeCredentials(from, to, judge, t), takeResults(from, to, t), takeAudit(from, to, name, t))
 			if err != nil {
 				return err
 			}
@@ -58,7 +61,7 @@ func (v *vault) takeOver(ctx context.Context, name string, key *hsm.Secret, stat
 			}
 			r.Taken, r.State = true, state
 			return errors.Join(to.Put(bucketRecovery, keyAside+name, &r),
-				v.audit(to, audit.Recovered, t.Device.Short(), "took over the store that was set aside: %d credentials, %d results", len(t.Credentials), t.Results))
+				v.audit(to, audit.Recovered, t.Device.Short(), "took over the store that was set aside: %d credentials, %d results; refused %v", len(t.Credentials), t.Results, t.Refused))
 		})
 	})
 	if err != nil {
@@ -75,32 +78,36 @@ func (v *vault) takeOver(ctx context.Context, name string, key *hsm.Secret, stat
 }
 
 // mayTake refuses the store of another deployment or terminal: its credentials
-// would be claimed in vain, and under another root.
-func (v *vault) mayTake(from *store.Tx) error {
+// would be claimed in vain, and under another root. It gives what judges them.
+func (v *vault) mayTake(from *store.Tx) (*party, error) {
+	self, err := v.self()
+	if err != nil {
+		return nil, err
+	}
+	defer self.wipe()
 	var was terminalRecord
 	defer was.wipe()
 	found, err := from.Get(bucketTerminal, keySelf, &was)
-	if err != nil || !found {
-		return err
-	}
-	self, err := v.self()
-	if err != nil {
-		return err
-	}
-	defer self.wipe()
 	switch {
+	case err != nil:
+		return nil, err
+	case self == nil && found:
+		return nil, control.Problemf(control.Conflict, "take in the bundle of "+string(was.Terminal)+" first", "this device is not provisioned yet")
 	case self == nil:
-		return control.Problemf(control.Conflict, "take in the bundle of "+string(was.Terminal)+" first", "this device is not provisioned yet")
-	case self.Deployment != was.Deployment || self.Terminal != was.Terminal && was.Terminal != "":
-		return control.Problemf(control.Refused, "use a store and key of this very terminal",
+		return &party{vault: v, self: &terminalRecord{}, roots: x509.NewCertPool()}, nil
+	case found && (self.Deployment != was.Deployment || self.Terminal != was.Terminal && was.Terminal != ""):
+		return nil, control.Problemf(control.Refused, "use a store and key of this very terminal",
 			"the store that is set aside is of %s in deployment %s, and this is %s in %s", was.Terminal, was.Deployment, self.Terminal, self.Deployment)
 	}
-	return nil
+	roots, err := self.roots()
+	return &party{vault: v, self: self, roots: roots}, err
 }
 
 // takeCredentials takes the software keys for services, to be reported as what
-// came from the device that had them. One that is here already is newer.
-func (v *vault) takeCredentials(from, to *store.Tx, t *Takeover) error {
+// came from the device that had them. One that is here already is newer. That the
+// key opened the store says only that whoever filled it knew the server's public
+// recovery key, as every terminal does: so each is held to what a copy is.
+func (v *vault) takeCredentials(from, to *store.Tx, judge *party, t *Takeover) error {
 	return eachHolding(from, func(h *holdingRecord) error {
 		if h.Record.Usage != transport.UsageClient {
 			return nil // a gate's own: the server orders another
@@ -113,6 +120,11 @@ func (v *vault) takeCredentials(from, to *store.Tx, t *Takeover) error {
 		}
 		if here != nil {
 			t.Kept = append(t.Kept, id)
+			return nil
+		}
+		if err := judge.check(&h.Record); err != nil {
+			v.log.Error("a credential of a store that is set aside is not taken", "credential", id, "err", err)
+			t.Refused = append(t.Refused, id)
 			return nil
 		}
 		h.Origin, h.Source, h.SourceName = OriginCopy, t.Device, ""

@@ -308,7 +308,7 @@ func (s *server) certify(r *transport.CredentialRequest) (transport.Body, error)
 	if o.Usage == transport.UsageServer {
 		c.Chain = s.ca.gate(csr.PublicKey, o.DNS...)
 	} else {
-		c.Chain = s.ca.client(transport.URI{Deployment: testDeployment, Service: o.Service, Credential: o.Credential}, csr.PublicKey)
+		c.Chain = s.ca.forService(transport.URI{Deployment: testDeployment, Service: o.Service, Credential: o.Credential}, o.Subject, csr.PublicKey)
 	}
 	s.orders[r.Command] = &issued{r.CSR, c}
 	s.keys[o.Credential] = csr.PublicKey
