@@ -81,7 +81,9 @@ func (l *link) Connected(p broker.Peer) {
 		}
 	} else {
 		device := transport.NewDeviceID(p.TLS.PeerCertificates[0].RawSubjectPublicKeyInfo)
-		ses, err = newSession(s.cfg.Random, transport.Name(p.Segment), device)
+		if ses, err = newSession(s.cfg.Random, transport.Name(p.Segment), device); err == nil && p.Remote.IsValid() {
+			ses.remote = p.Remote.Addr().Unmap().String()
+		}
 	}
 	if err != nil {
 		s.log.Error("connection cannot be served", "segment", p.Segment, "err", err)

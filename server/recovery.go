@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,9 @@ const (
 	recoveryDay       = 24 * time.Hour
 	// maxFalseWraps is how many wraps of one connection may fail to open.
 	maxFalseWraps = 4
+	// maxLosses is how many losses a terminal may tell of on one connection: each
+	// is a line in the audit log.
+	maxLosses = 4
 )
 
 // terminalState notes what a terminal says of its store, and gives it the
@@ -33,6 +37,10 @@ const (
 func (s *Server) terminalState(ctx context.Context, ses *session, m *transport.TerminalState) (outcome, error) {
 	if m.Report != nil && len(m.Report.Holds) > transport.MaxReport {
 		return refusal(transport.FaultMalformed, ""), nil
+	}
+	if ses.losses >= maxLosses {
+		s.warn(ses, "a terminal tells of loss after loss: it is not listened to on this connection")
+		return refusal(transport.FaultRefused, ""), nil
 	}
 	err := s.store.Update(ctx, s.by(ses.actor()), func(tx *store.Tx) error {
 		if _, err := ses.stillIn(tx); err != nil {
@@ -47,7 +55,8 @@ func (s *Server) terminalState(ctx context.Context, ses *session, m *transport.T
 		if err != nil || !known || m.Incarnation == before {
 			return err
 		}
-		s.log.Warn("a terminal's store has lost what it had since its last copy", "terminal", ses.terminal, "incarnation", m.Incarnation)
+		ses.losses++
+		s.warn(ses, "a terminal's store has lost what it had since its last copy", "incarnation", m.Incarnation)
 		return tx.Audit("terminal.fallback", string(ses.terminal),
 			fmt.Sprintf("its store fell back to an older state: incarnation %d after %d; it reports its holdings anew", m.Incarnation, before))
 	})
@@ -154,16 +163,12 @@ func sameRecovery(x store.Recovery, ses *session, m *transport.RecoveryRequest, 
 // recoveryAsk records a new request, once it is sure that an administrator may
 // be asked: the wrap opens, and the device that made it was this terminal.
 func (s *Server) recoveryAsk(ctx context.Context, ses *session, m *transport.RecoveryRequest, wrap []byte) (outcome, error) {
-	var was bool
-	err := s.store.View(ctx, func(tx *store.Tx) (err error) {
-		was, err = tx.HadIdentity(ses.terminal, m.Wrap.Device)
-		return err
-	})
+	why, err := s.notPredecessor(ctx, ses, m.Wrap.Device)
 	if err != nil {
 		return outcome{}, err
 	}
-	if !was {
-		return s.recoveryRefused(ses, "the wrap is of a device that never was this terminal"), nil
+	if why != "" {
+		return s.recoveryRefused(ses, why), nil
 	}
 	key, err := s.openWrap(ctx, &m.Wrap)
 	if errors.Is(err, transport.ErrRecovery) {
@@ -174,7 +179,6 @@ func (s *Server) recoveryAsk(ctx context.Context, ses *session, m *transport.Rec
 		return outcome{}, err
 	}
 	key.Wipe()
-	var why string
 	err = s.store.Update(ctx, s.by(ses.actor()), func(tx *store.Tx) error {
 		if _, err := ses.stillIn(tx); err != nil {
 			return err
@@ -182,9 +186,9 @@ func (s *Server) recoveryAsk(ctx context.Context, ses *session, m *transport.Rec
 		if why, err = recoveryRoom(tx, ses.terminal); why != "" || err != nil {
 			return err
 		}
-		x := store.Recovery{ID: m.ID, Terminal: ses.terminal, Device: ses.device, Origin: m.Wrap.Device, Wrap: wrap, Recipient: m.Recipient}
+		x := store.Recovery{ID: m.ID, Terminal: ses.terminal, Device: ses.device, Origin: m.Wrap.Device, Wrap: wrap, Recipient: m.Recipient, Address: ses.remote}
 		return errors.Join(tx.AddRecovery(x),
-			tx.Audit("recovery.ask", m.ID.String(), fmt.Sprintf("terminal %s device %s asks for the store of device %s", ses.terminal, ses.device, m.Wrap.Device)))
+			tx.Audit("recovery.ask", m.ID.String(), fmt.Sprintf("terminal %s device %s asks from %s for the store of device %s", ses.terminal, ses.device, cmp.Or(ses.remote, "an unknown address"), m.Wrap.Device)))
 	})
 	if err != nil {
 		return outcome{}, err
@@ -196,6 +200,24 @@ func (s *Server) recoveryAsk(ctx context.Context, ses *session, m *transport.Rec
 	s.log.Warn("a terminal asks for the key of its earlier store; decide with: kagimori-server recovery list",
 		"terminal", ses.terminal, "recovery", m.ID)
 	return outcome{reply: &transport.RecoveryState{ID: m.ID, State: transport.RecoveryAsked}}, nil
+}
+
+// notPredecessor says why a device is none whose store a terminal may ask for: it
+// never was this terminal, or it is another one by now, and its store that one's.
+func (s *Server) notPredecessor(ctx context.Context, ses *session, device transport.DeviceID) (why string, err error) {
+	err = s.store.View(ctx, func(tx *store.Tx) error {
+		if was, err := tx.HadIdentity(ses.terminal, device); err != nil || !was {
+			why = "the wrap is of a device that never was this terminal"
+			return err
+		}
+		x, err := tx.EnrolledAs(device)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		why = fmt.Sprintf("the wrap is of a device that is %s now", x.Name)
+		return err
+	})
+	return why, err
 }
 
 // recoveryRoom says why a terminal may make no further request, and forgets

@@ -28,6 +28,7 @@ type RecoveryInfo struct {
 	Origin   transport.DeviceID         `json:"origin"` // that made the store
 	State    transport.RecoveryProgress `json:"state"`
 	Asked    time.Time                  `json:"asked"`
+	Address  string                     `json:"address,omitempty"` // that it was asked from
 	Decided  time.Time                  `json:"decided,omitzero"`
 	Actor    string                     `json:"actor"` // who changed it last
 	// Current says whether the device that asks is still this terminal.
@@ -52,7 +53,7 @@ type RecoveryDetail struct {
 }
 
 func (s *Server) recoveryInfo(tx *store.Tx, x store.Recovery) (RecoveryInfo, error) {
-	i := RecoveryInfo{ID: x.ID, Terminal: x.Terminal, Device: x.Device, Origin: x.Origin, State: x.State, Asked: x.Asked, Decided: x.Decided,
+	i := RecoveryInfo{ID: x.ID, Terminal: x.Terminal, Device: x.Device, Origin: x.Origin, State: x.State, Asked: x.Asked, Address: x.Address, Decided: x.Decided,
 		Actor: x.Actor, Connected: s.connected(x.Terminal)}
 	t, err := tx.Terminal(x.Terminal)
 	if err != nil {

@@ -26,7 +26,9 @@ type session struct {
 	greeted    bool               // it has been told what is revoked, so it has subscribed
 	enroll     *enrollment        // only while it enrolls
 	pace       *rate.Limiter      // of its messages
+	remote     string             // address it comes from; empty if that is not known
 	falseWraps int                // recovery wraps that did not open
+	losses     int                // of its store, that it told of on this connection
 	warned     time.Time          // when it last put a line into the log
 }
 

@@ -20,15 +20,16 @@ type Recovery struct {
 	Asked     time.Time
 	Decided   time.Time // zero before
 	Actor     string    // who changed it last
+	Address   string    // that it was asked from; empty: not known
 }
 
-const recoveryColumns = `id, terminal, device, origin, wrap, recipient, state, asked, decided, actor`
+const recoveryColumns = `id, terminal, device, origin, wrap, recipient, state, asked, decided, actor, address`
 
 func scanRecovery(r scanner) (x Recovery, err error) {
 	var id string
 	var device, origin []byte
 	var asked, decided int64
-	if err = r.Scan(&id, &x.Terminal, &device, &origin, &x.Wrap, &x.Recipient, &x.State, &asked, &decided, &x.Actor); err != nil {
+	if err = r.Scan(&id, &x.Terminal, &device, &origin, &x.Wrap, &x.Recipient, &x.State, &asked, &decided, &x.Actor, &x.Address); err != nil {
 		return x, err
 	}
 	x.Asked, x.Decided = fromMillis(asked), fromMillis(decided)
@@ -44,9 +45,9 @@ func scanRecovery(r scanner) (x Recovery, err error) {
 
 // AddRecovery adds a request that nobody has decided yet.
 func (t *Tx) AddRecovery(x Recovery) error {
-	_, err := t.exec(`INSERT INTO recoveries (id, terminal, device, origin, wrap, recipient, state, asked, decided, actor, time)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?)`,
-		x.ID.String(), x.Terminal, x.Device[:], x.Origin[:], x.Wrap, x.Recipient, transport.RecoveryAsked, t.now(), t.by.Actor, t.now())
+	_, err := t.exec(`INSERT INTO recoveries (id, terminal, device, origin, wrap, recipient, state, asked, decided, address, actor, time)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)`,
+		x.ID.String(), x.Terminal, x.Device[:], x.Origin[:], x.Wrap, x.Recipient, transport.RecoveryAsked, t.now(), x.Address, t.by.Actor, t.now())
 	return err
 }
 

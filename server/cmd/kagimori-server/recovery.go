@@ -73,7 +73,7 @@ func recoveryShow() *cobra.Command {
 				x := d.Recovery
 				verb.Fields(w, "id", x.ID, "terminal", x.Terminal, "device that asks", x.Device, "is the terminal", x.Current, "connected", x.Connected,
 					"key storage", dash(x.Level), "store of device", x.Origin, "store", d.Store, "recovery key", fmt.Sprintf("version %d", d.Version),
-					"state", recoveryState(x.State), "asked", verb.Time(x.Asked), "decided", verb.Time(x.Decided), "last by", x.Actor,
+					"state", recoveryState(x.State), "asked", verb.Time(x.Asked), "from address", dash(x.Address), "decided", verb.Time(x.Decided), "last by", x.Actor,
 					"earlier device held", dash(names(d.Holds)))
 				next(w, x.Next)
 			})

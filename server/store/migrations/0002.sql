@@ -31,6 +31,7 @@ CREATE TABLE recoveries (
   state     TEXT NOT NULL CHECK (state IN ('asked', 'approved', 'denied', 'released', 'taken')),
   asked     INTEGER NOT NULL,
   decided   INTEGER NOT NULL,
+  address   TEXT NOT NULL,
   actor     TEXT NOT NULL,
   time      INTEGER NOT NULL
 ) STRICT;
