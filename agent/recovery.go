@@ -61,6 +61,8 @@ type asideRecord struct {
 	Since     int64                      `cbor:"8,keyasint"`
 	// Requested is false for a key that came otherwise: the server is told so.
 	Requested bool `cbor:"9,keyasint"`
+	// Refused: the server has not taken the request, so nobody decides on it.
+	Refused bool `cbor:"10,keyasint,omitempty"`
 }
 
 func (r *asideRecord) wipe() { r.Seed.Wipe() }

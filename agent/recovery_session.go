@@ -157,7 +157,7 @@ func (s *session) recoveryState(m *transport.RecoveryState) error {
 	switch {
 	case e.Taken && (m.State == transport.RecoveryDone || m.State == transport.RecoveryDenied):
 		return s.update(func(tx *store.Tx) error { return tx.Delete(bucketRecovery, keyAside+e.name) })
-	case e.Taken || m.State == e.State:
+	case e.Taken || m.State == e.State && !e.Refused:
 		return nil
 	}
 	switch m.State {
@@ -165,7 +165,7 @@ func (s *session) recoveryState(m *transport.RecoveryState) error {
 	default:
 		return fmt.Errorf("%w: recovery state %.20q", transport.ErrMalformed, m.State)
 	}
-	if err := s.changeAside(e.name, func(r *asideRecord) { r.State = m.State }); err != nil {
+	if err := s.changeAside(e.name, func(r *asideRecord) { r.State, r.Refused = m.State, false }); err != nil {
 		return err
 	}
 	s.log.Info("the key of a store that is set aside", "request", m.ID, "state", string(m.State))
@@ -207,7 +207,7 @@ func (s *session) recoveryRefused(name string, f *transport.Fault) error {
 	s.log.Warn("the server does not give the key of a store that is set aside", "name", name, "err", f)
 	return s.changeAside(name, func(r *asideRecord) {
 		if !r.Taken {
-			r.State = transport.RecoveryDenied
+			r.State, r.Refused = transport.RecoveryDenied, true
 		}
 	})
 }

@@ -33,19 +33,23 @@ type AsideStatus struct {
 	Since  time.Time                  `json:"since,omitzero"`
 	Wrap   bool                       `json:"server_wrap"`     // the server can be asked
 	State  transport.RecoveryProgress `json:"state,omitempty"` // of the request; empty: the server has not been asked yet
-	ID     *transport.ID              `json:"request,omitempty"`
-	Taken  bool                       `json:"taken"`
+	// Refused: the server has not taken the request; nobody was asked to decide.
+	Refused bool          `json:"refused"`
+	ID      *transport.ID `json:"request,omitempty"`
+	Taken   bool          `json:"taken"`
 }
 
 // recoveryStatus looks at an open vault.
 func (v *vault) recoveryStatus(program string) (s RecoveryStatus, err error) {
 	s = RecoveryStatus{Aside: []AsideStatus{}, Possible: []string{}}
+	var named bool // this device is a terminal
 	err = v.store.View(func(tx *store.Tx) error {
 		var self terminalRecord
 		if _, err := tx.Get(bucketTerminal, keySelf, &self); err != nil {
 			return err
 		}
 		self.wipe()
+		named = self.Terminal != ""
 		if w := v.ownWrap(tx, self.Deployment); w != nil {
 			s.Wrap = w.Version
 		}
@@ -65,12 +69,12 @@ func (v *vault) recoveryStatus(program string) (s RecoveryStatus, err error) {
 		}
 		return err
 	})
-	s.describe(program)
+	s.describe(program, named)
 	return s, err
 }
 
 func (e *asideEntry) status() AsideStatus {
-	s := AsideStatus{Name: e.name, Store: e.Store, Wrap: e.Wrap != nil, State: e.State, Taken: e.Taken}
+	s := AsideStatus{Name: e.name, Store: e.Store, Wrap: e.Wrap != nil, State: e.State, Refused: e.Refused, Taken: e.Taken}
 	if e.Since > 0 {
 		s.Since = time.Unix(e.Since, 0).UTC()
 	}
@@ -81,11 +85,12 @@ func (e *asideEntry) status() AsideStatus {
 }
 
 // describe says in words how recovery stands while key storage is open.
-func (s *RecoveryStatus) describe(program string) {
+func (s *RecoveryStatus) describe(program string, named bool) {
+	bundle := "have an administrator make a bundle with `kagimori-server terminal reenroll`, and take it in: " + program + " provision BUNDLE"
 	switch {
 	case s.Reenroll:
 		s.Text = "the keys inside the earlier key storage are gone; credentials work, all that needs this device's identity waits"
-		s.Next = "have an administrator make a bundle with `kagimori-server terminal reenroll`, and take it in: " + program + " provision BUNDLE"
+		s.Next = bundle
 		return
 	case s.Wrap > 0 && !s.Exported.IsZero():
 		s.Text = "the store key can come back from the server, or from the recovery file"
@@ -103,6 +108,12 @@ func (s *RecoveryStatus) describe(program string) {
 			continue
 		case !x.Wrap:
 			s.Next = "if there is a recovery file of the store that is set aside: " + program + " recovery import FILE"
+		case x.Refused:
+			s.Next = fmt.Sprintf("the server does not take request %s: its log says why; if there is a recovery file: %s recovery import FILE", x.ID, program)
+		case x.State == "" && !named:
+			s.Next = bundle
+		case x.State == "":
+			s.Next = "bring the server in reach: it is asked on the next connection; see: " + program + " status"
 		case x.State == transport.RecoveryDenied:
 			s.Next = fmt.Sprintf("an administrator has denied request %s; if that was wrong: kagimori-server recovery approve %s", x.ID, x.ID)
 		case x.State == transport.RecoveryApproved, x.State == transport.RecoveryReleased:

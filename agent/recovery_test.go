@@ -164,6 +164,14 @@ func (s *stage) holds() (ids []transport.Name) {
 	return ids
 }
 
+// advised checks the next step that status tells.
+func (s *stage) advised(words string) {
+	s.t.Helper()
+	if r, err := s.a.recovery(); err != nil || !strings.Contains(r.Next, words) {
+		s.t.Errorf("no %q in %q, %v", words, r.Next, err)
+	}
+}
+
 // closed is why key storage is not open.
 func (s *stage) closed(is error) *control.Problem {
 	s.t.Helper()
@@ -360,4 +368,32 @@ func TestRecoveryIsRefusedForWhatPasses(t *testing.T) {
 	if err := s.a.try(t.Context(), Remedy{Aside: "x"}); !errors.Is(err, &control.Problem{Kind: control.Conflict}) {
 		t.Errorf("a store that is open was set aside: %v", err)
 	}
+}
+
+// What status tells to do next is what can be done: no administrator decides on
+// a request that the server has not got, or does not take.
+func TestRecoveryAdvises(t *testing.T) {
+	s, _ := newStage(t, open.KindFile)
+	s.start()
+	s.enroll()
+	s.connect()
+	s.lose(nil)
+	s.advised("recovery start")
+	if err := s.a.try(t.Context(), Remedy{Aside: "it is lost"}); err != nil {
+		t.Fatal(err)
+	}
+	s.advised("terminal reenroll")
+	s.enroll()
+	s.advised("in reach")
+	s.srv.fault = func(e *transport.Envelope) *transport.Fault {
+		if e.Type == "recovery.request" {
+			return &transport.Fault{Code: transport.FaultRefused}
+		}
+		return nil
+	}
+	s.connect()
+	s.advised("does not take")
+	s.srv.fault = nil
+	s.connect()
+	s.advised("recovery approve")
 }

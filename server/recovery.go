@@ -309,8 +309,7 @@ func (s *Server) recoveryTaken(ctx context.Context, ses *session, m *transport.R
 			return nil
 		}
 		if m.GivenUp {
-			state = transport.RecoveryDenied
-			if x.State == state {
+			if state = endOf(x.State); x.State == state {
 				return nil
 			}
 			return errors.Join(tx.MoveRecovery(m.ID, x.State, state), tx.Audit("recovery.give-up", m.ID.String(), "terminal "+string(ses.terminal)))
@@ -324,4 +323,29 @@ func (s *Server) recoveryTaken(ctx context.Context, ses *session, m *transport.R
 		return faultOf(err)
 	}
 	return outcome{reply: &transport.RecoveryState{ID: m.ID, State: state}}, nil
+}
+
+// endOf is how a request ends that nobody follows up. One whose key was sent
+// counts as taken: nobody can say that it did not arrive.
+func endOf(state transport.RecoveryProgress) transport.RecoveryProgress {
+	if state == transport.RecoveryReleased || state == transport.RecoveryDone {
+		return transport.RecoveryDone
+	}
+	return transport.RecoveryDenied
+}
+
+// endRecoveries ends all requests of a terminal: the device that made them is
+// no longer it.
+func endRecoveries(tx *store.Tx, name transport.Name, why string) error {
+	list, err := tx.RecoveriesOf(name)
+	for _, x := range list {
+		if end := endOf(x.State); end != x.State {
+			move := tx.DecideRecovery
+			if x.State == transport.RecoveryReleased { // that was decided before
+				move = tx.MoveRecovery
+			}
+			err = errors.Join(err, move(x.ID, x.State, end), tx.Audit("recovery.end", x.ID.String(), fmt.Sprintf("%s, %s: %s", x.State, end, why)))
+		}
+	}
+	return err
 }

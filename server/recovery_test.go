@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -189,6 +190,42 @@ func TestRecoveryIsNotReleasedToOthers(t *testing.T) {
 	r.refused("RecoveryApprove", x.param(), control.Conflict)
 	r.refused("RecoveryShow", RecoveryParams{ID: "x"}, control.BadInput)
 	r.refused("RecoveryShow", RecoveryParams{ID: transport.ID{1}.String()}, control.NotFound)
+}
+
+// Whatever becomes of a request whose key was sent, the list does not say that
+// it was not; every end is in the audit log.
+func TestReleasedRecoveryIsNotCalledDenied(t *testing.T) {
+	r := newRig(t)
+	end := func(x *lost) (RecoveryInfo, []string) {
+		t.Helper()
+		var d RecoveryDetail
+		r.call("RecoveryShow", x.param(), &d)
+		return d.Recovery, r.audited(x.ask.ID.String())
+	}
+	released := func(name string) *lost {
+		x := r.lost(name).exchange()
+		x.state(transport.RecoveryAsked)
+		r.call("RecoveryApprove", x.param(), nil)
+		want[transport.RecoveryRelease](t, x.says(x.new, x.ask)) // and is lost on the way
+		return x
+	}
+	const so = "recovery.ask recovery.approve recovery.release "
+	x := released("nav-001")
+	want[transport.RecoveryState](t, r.as("nav-001", x.new).say(&transport.RecoveryTaken{ID: x.ask.ID, GivenUp: true}))
+	if i, rows := end(x); i.State != transport.RecoveryDone || strings.Join(rows, " ") != so+"recovery.give-up" {
+		t.Errorf("given up: %+v, %v", i, rows)
+	}
+	y := released("nav-002")
+	r.call("TerminalRemove", NameParams{Name: "nav-002"}, nil)
+	if i, rows := end(y); i.State != transport.RecoveryDone || i.Decided.IsZero() || strings.Join(rows, " ") != so+"recovery.end" {
+		t.Errorf("removed: %+v, %v", i, rows)
+	}
+	z := r.lost("nav-003").exchange()
+	z.state(transport.RecoveryAsked)
+	r.reenroll("nav-003")
+	if i, rows := end(z); i.State != transport.RecoveryDenied || i.Decided.IsZero() || strings.Join(rows, " ") != "recovery.ask recovery.end" {
+		t.Errorf("enrolls anew: %+v, %v", i, rows)
+	}
 }
 
 func TestRecoveryRequestsAreBounded(t *testing.T) {

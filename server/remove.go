@@ -64,7 +64,7 @@ func (s *Server) remove(tx *store.Tx, given string) (r TerminalRemoved, out outc
 	if out, err = s.identityEnds(tx, x.Name, ca.ReasonCessationOfOperation, "the terminal was removed"); err != nil {
 		return r, out, err
 	}
-	if err := errors.Join(tx.EndRecoveries(x.Name), tx.RemoveTerminal(x.Name)); err != nil {
+	if err := errors.Join(endRecoveries(tx, x.Name, "the terminal was removed"), tx.RemoveTerminal(x.Name)); err != nil {
 		return r, out, err
 	}
 	w, err := withdraw(tx, x.Name, "the terminal was removed")

@@ -271,7 +271,7 @@ func (s *Server) expectAgain(tx *store.Tx, name transport.Name, key *hsm.Secret)
 	if out, err = s.identityEnds(tx, name, ca.ReasonSuperseded, "it is to enroll anew"); err != nil {
 		return out, nil, err
 	}
-	if err := errors.Join(tx.EndRecoveries(name), tx.ExpectAgain(name, key)); err != nil {
+	if err := errors.Join(endRecoveries(tx, name, "the terminal is to enroll anew"), tx.ExpectAgain(name, key)); err != nil {
 		return out, nil, err
 	}
 	if x.State == store.TerminalRemoved {

@@ -70,7 +70,10 @@ func showRecovery(w io.Writer, s *agent.RecoveryStatus) {
 			}
 			if x.ID != nil {
 				request, state = x.ID.String(), string(x.State)
-				if state == "" {
+				switch {
+				case x.Refused:
+					state = "the server refuses"
+				case state == "":
 					state = "the server is asked when it is in reach"
 				}
 			}

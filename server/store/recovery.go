@@ -79,14 +79,6 @@ func (t *Tx) DropRecovery(id transport.ID) error {
 	return mustChange(t.exec(`DELETE FROM recoveries WHERE id = ?`, id.String()))
 }
 
-// EndRecoveries denies all requests of a terminal that are not finished: the
-// device that made them is no longer it.
-func (t *Tx) EndRecoveries(terminal transport.Name) error {
-	_, err := t.exec(`UPDATE recoveries SET state = 'denied', decided = ?, actor = ?, time = ?
-		WHERE terminal = ? AND state IN ('asked', 'approved', 'released')`, t.now(), t.by.Actor, t.now(), terminal)
-	return err
-}
-
 // Recovered says whether a device was given the key of another one's store.
 func (t *Tx) Recovered(device, origin transport.DeviceID) (bool, error) {
 	var n int
