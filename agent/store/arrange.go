@@ -39,6 +39,9 @@ func (s *Store) arrange(ctx context.Context) error {
 	}
 	err = s.settle(ctx, true)
 	if !p.empty() {
+		if err == nil && p.schema == schemaFirst {
+			err = s.resealFirst(p.keys)
+		}
 		if err == nil {
 			_, err = s.change(p.apply, nil)
 		}
@@ -113,7 +116,7 @@ func (p *plan) apply(tx *Tx) error {
 	}
 	if p.schema != schemaFirst { // whose migration has sealed everything as it should be
 		for _, name := range p.keys {
-			if err := tx.reseal(name, versionShared); err != nil {
+			if _, err := tx.reseal(name, versionShared, nil, maxSize); err != nil {
 				return err
 			}
 		}

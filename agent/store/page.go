@@ -76,8 +76,8 @@ func checkPages(path string) error {
 }
 
 func checkFile(r io.ReaderAt, size int64) error {
-	if size > maxSize {
-		return fmt.Errorf("%d bytes, the limit is %d", size, maxSize)
+	if size > maxFile {
+		return fmt.Errorf("%d bytes, the limit is %d", size, maxFile)
 	}
 	m, err := readMeta(r, size)
 	if err != nil {

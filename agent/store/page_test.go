@@ -183,7 +183,7 @@ func TestNotAStore(t *testing.T) {
 	if err := tryOpen(t, path, m); !errors.Is(err, ErrDamaged) {
 		t.Errorf("a text: got %v", err)
 	}
-	if err := os.Truncate(path, maxSize+1); err != nil {
+	if err := os.Truncate(path, maxFile+1); err != nil {
 		t.Fatal(err)
 	}
 	if err := tryOpen(t, path, m); !errors.Is(err, ErrDamaged) {

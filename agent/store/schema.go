@@ -4,11 +4,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // The schema version says what shape the records have. Version 1 is the first;
 // migrations[i] takes version i+1 to i+2. Migrations only go forward, all that
-// are due run in one transaction, which is a key change, and the list only grows:
+// are due run in one transaction, which is a key change, but for what is too large
+// for that (resealFirst), and the list only grows:
 // a terminal may skip releases.
 var migrations = []migration{migrateEpochs}
 
@@ -60,15 +62,8 @@ func (tx *Tx) checkFirst() (err error) {
 // migrateEpochs takes schema 1 to 2: every value gets an epoch, those of the key
 // buckets a key of their own, and the store key a slot.
 func migrateEpochs(tx *Tx) error {
-	names, err := tx.buckets()
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if name[0] == '_' {
-			continue
-		}
-		if err := tx.reseal(name, versionFirst); err != nil {
+	for _, name := range tx.s.keyBuckets() { // the others are done: see resealFirst
+		if _, err := tx.reseal(name, versionFirst, nil, maxSize); err != nil {
 			return err
 		}
 	}
@@ -86,18 +81,58 @@ func migrateEpochs(tx *Tx) error {
 	return tx.delete(bucketMeta, keyCheck)
 }
 
-// reseal seals every record of a bucket anew, as the bucket wants it now. So far
-// they are sealed under the store key, in a given version.
-func (tx *Tx) reseal(bucket string, version byte) error {
-	var last []byte
-	for {
+// resealBatch is how many bytes of records resealFirst takes at a time.
+const resealBatch = 1 << 20
+
+// resealFirst is the part of migrateEpochs that one transaction has no room for:
+// bbolt writes a value anew beside the old one, and a store may be more than half
+// full. So records of ordinary buckets, which are most, go ahead some at a time.
+// Until migrateEpochs is through the file is of schema 1, and may have some of
+// either version.
+func (s *Store) resealFirst(keys []string) error {
+	var names []string
+	err := s.View(func(tx *Tx) (err error) {
+		names, err = tx.buckets()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if name[0] == '_' || slices.Contains(keys, name) {
+			continue
+		}
+		for last, more := []byte(nil), true; more; more = last != nil {
+			_, err := s.change(func(tx *Tx) (err error) {
+				last, err = tx.reseal(name, versionFirst, last, resealBatch)
+				return err
+			}, nil)
+			if err != nil {
+				return fmt.Errorf("migrate from schema %d: %w", schemaFirst, err)
+			}
+		}
+	}
+	return nil
+}
+
+// reseal seals the records of a bucket behind last anew, as the bucket wants it
+// now, until there are limit bytes; then next is where to go on. So far they are
+// sealed under the store key, in a given version.
+func (tx *Tx) reseal(bucket string, version byte, last []byte, limit int) (next []byte, err error) {
+	tx.migrates = true
+	for done := 0; done < limit; {
 		key, sealed, err := tx.next([]byte(bucket), last)
 		if err != nil || key == nil {
-			return err
+			return nil, err
 		}
+		last = key
+		if version == versionFirst && len(sealed) > 0 && sealed[0] == versionShared {
+			continue // done before a power cut
+		}
+		done += len(sealed)
 		plain, err := openValue(tx.s.key, place{bucket, string(key), version}, tx.newest(), sealed)
 		if err != nil {
-			return fmt.Errorf("%s %q: %w", bucket, key, err)
+			return nil, fmt.Errorf("%s %q: %w", bucket, key, err)
 		}
 		fresh, err := tx.seal(bucket, string(key), plain)
 		clear(plain)
@@ -105,8 +140,8 @@ func (tx *Tx) reseal(bucket string, version byte) error {
 			err = tx.store([]byte(bucket), string(key), fresh)
 		}
 		if err != nil {
-			return fmt.Errorf("%s %q: %w", bucket, key, err)
+			return nil, fmt.Errorf("%s %q: %w", bucket, key, err)
 		}
-		last = key
 	}
+	return last, nil
 }

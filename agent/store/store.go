@@ -82,9 +82,11 @@ import (
 
 // Limits, in bytes.
 const (
-	// maxSize is as large as the file may become. It is also mapped whole from
-	// the start, so that a writer never has to wait for readers to remap.
+	// maxSize is as large as the file may become, maxFile what a migration may
+	// make of one that was full: values grow, and it must open. That much is mapped
+	// from the start, so that a writer never has to wait for readers to remap.
 	maxSize = 32 << 20
+	maxFile = maxSize + 8<<20
 	// maxRecord bounds one encoded value.
 	maxRecord = 1 << 20
 	// maxKey bounds a key.
@@ -155,8 +157,8 @@ func openDB(path string, file **os.File, readOnly bool) (db *bbolt.DB, err error
 		Timeout:         foreignLock,
 		ReadOnly:        readOnly,
 		PreLoadFreelist: !readOnly,
-		MaxSize:         maxSize,
-		InitialMmapSize: maxSize,
+		MaxSize:         maxFile,
+		InitialMmapSize: maxFile,
 		NoStatistics:    true,
 		// The list of free pages is written with every commit, although that
 		// costs a page: without it, bbolt walks the whole file at each start in

@@ -38,6 +38,7 @@ type Tx struct {
 	destroys bool          // and something must not stay in the file
 	recount  *counter      // the counter from now on, if it is another one
 	reslot   []*slotRecord // the slots from now on, if they are others
+	migrates bool          // it may take maxFile
 	grown    int           // bytes of values put, less those replaced and deleted
 }
 
@@ -291,7 +292,10 @@ func (tx *Tx) commit() (err error) {
 		}
 	}
 	tx.s.db.MaxSize = maxSize // read by bbolt in Commit, under our writer lock
-	if tx.grown > 0 {
+	switch {
+	case tx.migrates:
+		tx.s.db.MaxSize = maxFile
+	case tx.grown > 0:
 		tx.s.db.MaxSize -= reserve
 	}
 	err = tx.b.Commit()
