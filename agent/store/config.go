@@ -28,7 +28,8 @@ type Config struct {
 	// Accept has OpenWith take an older file, as AcceptOlder does.
 	Accept bool
 
-	step func(string) // tells a test of each durable step
+	step func(string)                  // tells a test of each durable step
+	link func(path, name string) error // a test's; nil is os.Link
 }
 
 // Boot is a bond to measurements. The module must be an hsm.BootSealer, and

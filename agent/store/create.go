@@ -61,7 +61,7 @@ func (o *opener) create(ctx context.Context) (err error) {
 
 // dropCounter gives back a counter that came to no use.
 func (s *Store) dropCounter(ctx context.Context, c *counter) {
-	if c == nil {
+	if c == nil || c.blob == nil {
 		return
 	}
 	err := s.useCounter(ctx, func(ctx context.Context, m hsm.Counters, key *hsm.Secret) error {

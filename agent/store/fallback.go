@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -84,6 +85,9 @@ func (o *opener) accept(ctx context.Context, main, other *Store, why error) (*St
 		return nil
 	})
 	if err != nil {
+		if errors.Is(err, ErrFull) && fresh != nil && fresh != &s.counter { // nothing uses it, and places are few
+			s.dropCounter(ctx, fresh)
+		}
 		return nil, fmt.Errorf("accept an older file: %w", err)
 	}
 	o.log.WarnContext(ctx, "an older store file was accepted", "path", o.cfg.Path, "lost", lost, "err", why)
@@ -142,7 +146,10 @@ func (o *opener) replace(ctx context.Context, s *Store, lost string, amend func(
 	}
 	n.step("restored")
 	if kept != "" {
-		if err := keep(path, kept); err != nil {
+		if err := o.keep(path, kept); err != nil {
+			if noSpaceText(err) {
+				err = fmt.Errorf("%w (%w)", ErrFull, err)
+			}
 			return fmt.Errorf("keep the broken file: %w", err)
 		}
 		n.step("kept")
@@ -172,10 +179,16 @@ func brokenName(path string) (string, error) {
 
 // keep gives a file another name, durably, and removes the oldest of those kept
 // when they are too many. The old name stays, to be replaced.
-func keep(path, name string) error {
-	err := os.Link(path, name)
-	if err != nil && !errors.Is(err, fs.ErrExist) { // a file system without links
-		err = os.Rename(path, name)
+func (o *opener) keep(path, name string) error {
+	link := os.Link
+	if o.cfg.link != nil {
+		link = o.cfg.link
+	}
+	err := link(path, name)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		// A file system without links. The file may be all that is left of the
+		// store, so it must not lose its name before another one has it.
+		err = duplicate(path, name)
 	}
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
@@ -192,6 +205,24 @@ func keep(path, name string) error {
 		}
 	}
 	return syncPath(filepath.Dir(path))
+}
+
+// duplicate copies a file to a name that is free, durably.
+func duplicate(path, name string) error {
+	from, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(to, from)
+	if err = errors.Join(err, to.Sync(), to.Close()); err != nil {
+		_ = os.Remove(name)
+	}
+	return err
 }
 
 // brokenFiles are those that were kept, by number.

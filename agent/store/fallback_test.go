@@ -7,7 +7,9 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"go.etcd.io/bbolt"
@@ -228,6 +230,43 @@ func TestPowerCutInFallback(t *testing.T) {
 			}
 		}
 		t.Logf("%s: %v", name, steps)
+	}
+}
+
+// A file system without links, and a store that lost its second copy: its file is
+// all there is, and must be there at every moment of a step that keeps it.
+func TestKeepWithoutLinks(t *testing.T) {
+	now, old := twoEpochs(t)
+	e := now.copyOf(t)
+	e.take(t, old, "")
+	dropCopy(t, e.path())
+	var cuts []terminal
+	var steps []string
+	cfg := e.config()
+	cfg.step = func(name string) { cuts, steps = append(cuts, e.copyOf(t)), append(steps, name) }
+	cfg.link = func(string, string) error { return syscall.EPERM }
+	s, err := AcceptOlder(t.Context(), cfg, e.module(t), quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, err := os.ReadFile(s.State().Fallback.Kept)
+	s.Close()
+	if was, _ := os.ReadFile(old.path()); err != nil || !bytes.Equal(kept, was) {
+		t.Errorf("the file that was given up is not kept: %v", err)
+	}
+	for i, cut := range cuts {
+		s, err := cut.open(t)
+		if errors.Is(err, ErrOlder) {
+			s, err = accept(t, cut)
+		}
+		if err != nil {
+			t.Errorf("after %s: %v", steps[i], err)
+		} else if got := contents(t, s); got["credentials a"] != "second a" {
+			t.Errorf("after %s it holds %v", steps[i], got)
+		}
+	}
+	if !slices.Contains(steps, "kept") {
+		t.Errorf("only %v", steps)
 	}
 }
 

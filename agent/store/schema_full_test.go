@@ -76,7 +76,7 @@ func TestFullSchema1(t *testing.T) {
 	for _, size := range []int{40, 7 << 10} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			e := fullSchema1(t, strings.Repeat("x", size))
-			o := &opener{cfg: e.configFirst(), module: e.fileModule(t), log: quiet(), steps: migrations}
+			o := &opener{cfg: e.configFirst(), module: e.module(t), log: quiet(), steps: migrations}
 			half, err := o.load(t.Context(), e.path())
 			if err != nil {
 				t.Fatal(err)

@@ -35,19 +35,9 @@ func (e terminal) configFirst() Config {
 	return Config{Path: e.path(), Keys: []string{"credentials", "identity", "pending", "terminal"}}
 }
 
-func (e terminal) fileModule(t *testing.T) hsm.Module {
-	t.Helper()
-	m, err := file.Open(filepath.Join(e.dir, "device-secret"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { m.Close() })
-	return m
-}
-
 func (e terminal) openFirst(t *testing.T, step func(string)) (*Store, hsm.Module) {
 	t.Helper()
-	m := e.fileModule(t)
+	m := e.module(t)
 	cfg := e.configFirst()
 	cfg.step = step
 	s, err := Open(t.Context(), cfg, m, quiet())
