@@ -270,52 +270,6 @@ func TestRewrittenChain(t *testing.T) {
 	}
 }
 
-// The anchors went with the entries: the store's epoch, which key storage
-// counts, says that some are missing, also once a daemon has run again.
-func TestAnchorsRemoved(t *testing.T) {
-	j := newJournal(t)
-	for range 4 {
-		j.append(1)
-		j.change()
-	}
-	j.rewrite(j.entries()[:2])
-	j.update(func(tx *store.Tx) error {
-		for _, k := range j.keys(tx, bucketAnchors)[2:] {
-			if err := tx.Delete(bucketAnchors, k); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	want := Gap{After: 3, Before: 5}
-	if r := j.verify(); !r.Sound || len(r.Gaps) != 1 || r.Gaps[0] != want {
-		t.Errorf("%+v", r)
-	}
-	since := j.epoch
-	j.append(1)
-	j.epoch++
-	j.anchor(j.identity, since)
-	if r := j.verify(); len(r.Gaps) != 1 || r.Gaps[0] != want {
-		t.Errorf("a new anchor hides it: %+v", r)
-	}
-}
-
-// The power failed between a key change and its anchor: that is no gap.
-func TestAnchorLags(t *testing.T) {
-	j := newJournal(t)
-	j.append(2)
-	j.change()
-	j.append(1)
-	j.epoch++
-	if r := j.verify(); !r.Sound || len(r.Gaps) > 0 || r.Epoch != 2 || r.StoreEpoch != 3 || r.Unanchored != 1 {
-		t.Errorf("%+v", r)
-	}
-	j.anchor(j.identity, 3)
-	if r := j.verify(); !r.Sound || len(r.Gaps) > 0 || r.Unanchored != 0 {
-		t.Errorf("%+v", r)
-	}
-}
-
 func TestForeignAnchor(t *testing.T) {
 	j := newJournal(t)
 	other := newJournal(t)

@@ -65,6 +65,10 @@ type Proof struct {
 // that it is for, and the power may fail in between.
 const lag = 1
 
+// young is by which epoch a log has its first anchor: a store begins at epoch 1,
+// and the first start makes keys before it can sign with them.
+const young = 4
+
 // maxGaps is how many gaps a report lists.
 const maxGaps = 32
 
@@ -93,8 +97,7 @@ type verifier struct {
 	identity *ecdsa.PublicKey
 	report   Report
 	anchors  []Anchor // by epoch, and so by Seq
-	prior    bool     // an anchor or the base has been seen
-	last     uint64   // and this was its epoch
+	last     uint64   // epoch of the last anchor or base that has been seen
 	earlier  map[transport.DeviceID]*ecdsa.PublicKey
 }
 
@@ -130,9 +133,7 @@ func (v *verifier) run() error {
 		return v.broken(v.anchors[0].Statement.Seq, "key storage has signed that the log reached to here; it ends at %d", at.Seq)
 	}
 	v.report.Unanchored = int(at.Seq - v.report.Anchored)
-	if v.prior {
-		v.gap(v.report.Epoch, v.report.StoreEpoch) // 0: this device has signed for nothing yet
-	}
+	v.gap(v.report.Epoch, v.report.StoreEpoch) // 0: this device has signed for nothing yet
 	return nil
 }
 
@@ -158,7 +159,7 @@ func (v *verifier) base() (at head, err error) {
 	if !s.Base {
 		return at, v.broken(s.Seq, "the base is no base")
 	}
-	v.prior, v.last = true, s.Epoch
+	v.last = s.Epoch
 	if s.Device == v.device {
 		v.report.Anchored, v.report.Epoch = s.Seq, s.Epoch
 	}
@@ -271,10 +272,8 @@ func (v *verifier) anchored(at head) error {
 
 func (v *verifier) taken(a *Anchor) error {
 	s, r := &a.Statement, &v.report
-	if v.prior {
-		v.gap(v.last, s.Since)
-	}
-	v.prior, v.last = true, s.Epoch
+	v.gap(v.last, s.Since)
+	v.last = s.Epoch
 	if r.Anchors++; r.Since.IsZero() && s.Time > 0 {
 		r.Since = time.Unix(s.Time, 0).UTC()
 	}
@@ -300,7 +299,11 @@ func (v *verifier) taken(a *Anchor) error {
 
 // gap notes epochs that nothing was anchored at.
 func (v *verifier) gap(after, before uint64) {
-	if before > after && before-after > lag && len(v.report.Gaps) < maxGaps {
+	most := uint64(lag)
+	if v.last == 0 { // no anchor and no base so far
+		most = young
+	}
+	if before > after && before-after > most && len(v.report.Gaps) < maxGaps {
 		v.report.Gaps = append(v.report.Gaps, Gap{After: after, Before: before})
 	}
 }
