@@ -158,8 +158,15 @@ func (s *session) poll() error {
 	return s.say(&transport.CommandPoll{}, question{poll: true})
 }
 
+// sayResult holds a result back while a key change is unfinished: until key storage
+// has counted it, the files of before would open again, and with them what the
+// server is about to believe gone. It stays in the outbox, and is repeated.
 func (s *session) sayResult(r *transport.CommandResult) error {
 	if s.results[r.Command] {
+		return nil
+	}
+	if why := s.store.State().Unfinished; why != "" {
+		s.log.Warn("the result of a command waits until the key change is finished", "command", r.Command, "err", why)
 		return nil
 	}
 	s.results[r.Command] = true
