@@ -94,6 +94,7 @@ type Agent struct {
 	cause    error                  // guarded by mu: the same, typed; nil before the first attempt
 	seen     map[string]hsm.Blob    // guarded by mu: what is in clear in a store that does not open
 	watchers map[chan struct{}]bool // guarded by mu
+	looks    looks                  // what anybody may have looked at
 	intake   sync.Mutex             // held while a bundle is taken in
 	unlocks  sync.Mutex             // held while a passphrase is tried
 }

@@ -227,12 +227,12 @@ func (a *Agent) auditList(ctx context.Context, call *control.Call) error {
 	return call.Reply(AuditPage{list})
 }
 
-func (a *Agent) auditVerify(_ context.Context, call *control.Call) error {
+func (a *Agent) auditVerify(ctx context.Context, call *control.Call) error {
 	v, err := a.open()
 	if err != nil {
 		return err
 	}
-	r, err := v.verifyAudit()
+	r, err := a.looks.audit.get(ctx, func(context.Context) (*audit.Report, error) { return v.verifyAudit() })
 	if err != nil {
 		return err
 	}

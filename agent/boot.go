@@ -83,7 +83,7 @@ func (a *Agent) bootMethods() []control.Method {
 }
 
 func (a *Agent) bootShow(ctx context.Context, call *control.Call) error {
-	s, err := a.bootStatus(ctx)
+	s, err := a.looks.boot.get(ctx, a.bootStatus)
 	if err != nil {
 		return err
 	}

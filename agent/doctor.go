@@ -22,7 +22,16 @@ import (
 const examineTime = 8 * time.Second
 
 // Doctor examines the daemon and what it stands on.
-func (a *Agent) Doctor(ctx context.Context) *doctor.Report { return doctor.Examine(a.snapshot(ctx)) }
+func (a *Agent) Doctor(ctx context.Context) *doctor.Report {
+	r, err := a.looks.doctor.get(ctx, func(ctx context.Context) (*doctor.Report, error) {
+		r := doctor.Examine(a.snapshot(ctx))
+		return r, ctx.Err() // what was cut short is nobody else's
+	})
+	if r == nil && err != nil { // it was never its turn
+		r = doctor.Examine(&doctor.Snapshot{Program: a.cfg.Program, StateDir: a.cfg.StateDir, Running: true, Storage: err})
+	}
+	return r
+}
 
 func (a *Agent) snapshot(ctx context.Context) *doctor.Snapshot {
 	ctx, cancel := context.WithTimeout(ctx, examineTime)

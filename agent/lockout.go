@@ -42,7 +42,11 @@ func (a *Agent) keyStorage(ctx context.Context, call *control.Call) error {
 }
 
 // health asks key storage, also one that does not open.
-func (a *Agent) health(ctx context.Context) (h hsm.Health, err error) {
+func (a *Agent) health(ctx context.Context) (hsm.Health, error) {
+	return a.looks.health.get(ctx, a.askHealth)
+}
+
+func (a *Agent) askHealth(ctx context.Context) (h hsm.Health, err error) {
 	v, closed := a.open()
 	switch {
 	case closed == nil:
