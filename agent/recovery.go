@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
@@ -278,6 +279,14 @@ func (a *Agent) noticeAside(ctx context.Context, v *vault) error {
 			if err := scrubAside(a.cfg.StateDir, e.name); err != nil {
 				a.log.Warn("a store that was taken over is not destroyed yet", "err", err)
 			}
+			continue
+		}
+		if slices.Contains(names, e.name) {
+			continue
+		}
+		a.log.Warn("a store that was set aside is gone: its key is not asked for any more", "name", e.name)
+		if err := v.changeAside(e.name, func(r *asideRecord) { r.Taken, r.State = true, transport.RecoveryDenied }); err != nil {
+			return err
 		}
 	}
 	for _, name := range names {

@@ -96,7 +96,7 @@ func (s *session) ask(first bool) error {
 		case e.Taken && e.Requested:
 			err = s.say(&transport.RecoveryTaken{ID: e.ID, GivenUp: e.State != transport.RecoveryReleased}, question{recovery: e.name})
 		case e.Taken:
-			err = s.update(func(tx *store.Tx) error { return tx.Delete(bucketRecovery, keyAside+e.name) })
+			err = s.forgetAside(e.name)
 		case e.asks() && (first || e.State != transport.RecoveryDenied):
 			if !e.Requested {
 				err = s.changeAside(e.name, func(r *asideRecord) { r.Requested = true })
@@ -125,6 +125,18 @@ func (v *vault) changeAside(name string, change func(*asideRecord)) error {
 		change(&r)
 		return tx.Put(bucketRecovery, keyAside+name, &r)
 	})
+}
+
+// forgetAside drops the record of one that is over. While its directory cannot
+// be removed the record stays: without one, it would be asked for anew.
+func (v *vault) forgetAside(name string) error {
+	if v.dir != "" {
+		if err := scrubAside(v.dir, name); err != nil {
+			v.log.Warn("a store that was taken over is not destroyed yet", "err", err)
+			return nil
+		}
+	}
+	return v.update(func(tx *store.Tx) error { return tx.Delete(bucketRecovery, keyAside+name) })
 }
 
 // asideOf finds what a message is about.
@@ -156,7 +168,7 @@ func (s *session) recoveryState(m *transport.RecoveryState) error {
 	defer e.wipe()
 	switch {
 	case e.Taken && (m.State == transport.RecoveryDone || m.State == transport.RecoveryDenied):
-		return s.update(func(tx *store.Tx) error { return tx.Delete(bucketRecovery, keyAside+e.name) })
+		return s.forgetAside(e.name)
 	case e.Taken || m.State == e.State && !e.Refused:
 		return nil
 	}
