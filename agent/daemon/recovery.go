@@ -261,6 +261,9 @@ line of standard input.`,
 func showImported(w io.Writer, r *agent.RecoveryImported) {
 	if r.Taken != nil {
 		fmt.Fprintf(w, "took %d credentials over from the store of device %s, which is destroyed now\n", len(r.Taken.Credentials), r.Taken.Device.Short())
+		if n := len(r.Taken.Refused); n > 0 {
+			fmt.Fprintf(w, "  refused %d that this deployment has not issued so: %v; somebody may have tampered with that store\n", n, r.Taken.Refused)
+		}
 	} else {
 		fmt.Fprintf(w, "the store is open again, with %d credentials\n", r.Credentials)
 	}
