@@ -59,7 +59,7 @@ func (a *Agent) askHealth(ctx context.Context) (h hsm.Health, err error) {
 		return h, closed
 	}
 	if err != nil {
-		problem, _ := storageProblem(err)
+		problem, _ := a.explain(err)
 		return h, problem
 	}
 	return h, nil
@@ -111,9 +111,9 @@ func (a *Agent) lockout(call *control.Call, sealed string, kind audit.Kind, deta
 	case errors.Is(err, hsm.ErrLockoutPassword):
 		return control.Problemf(control.Refused, "find the right one out before you try again: another wrong one locks it for longer; a TPM that nobody has the password of can be cleared in the firmware's setup", "%w; nothing was changed, and the TPM takes no lockout password for a while", err)
 	case errors.Is(err, hsm.ErrLockout):
-		return control.Problemf(control.Refused, "wait until that is over: kagimori tpm show says how long it may take", "the lockout password itself is locked after a wrong one: %w", err)
+		return control.Problemf(control.Refused, "wait until that is over: "+a.cfg.Program+" tpm show says how long it may take", "the lockout password itself is locked after a wrong one: %w", err)
 	case err != nil:
-		problem, _ := storageProblem(err)
+		problem, _ := a.explain(err)
 		return problem
 	}
 	return v.logged(kind, "", "%s", detail)

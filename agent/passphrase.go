@@ -95,7 +95,7 @@ func (a *Agent) setPassphrase(ctx context.Context, p *hsm.Secret) (*PassphraseRe
 	}
 	guard, ok := v.module.(hsm.Passphrases)
 	if !ok {
-		return nil, control.Problemf(control.Conflict, "bind the store to the boot of this machine instead: kagimori boot --help",
+		return nil, control.Problemf(control.Conflict, "bind the store to the boot of this machine instead: "+a.cfg.Program+" boot --help",
 			"key storage %q keeps its keys without a passphrase", v.module.Level())
 	}
 	if p != nil {
@@ -104,7 +104,7 @@ func (a *Agent) setPassphrase(ctx context.Context, p *hsm.Secret) (*PassphraseRe
 		}
 	}
 	if err := guard.SetPassphrase(ctx, p); err != nil {
-		problem, _ := storageProblem(err)
+		problem, _ := a.explain(err)
 		problem.Next += "; then do this again before the next start, which may ask for the new passphrase or for the old one"
 		return nil, problem
 	}

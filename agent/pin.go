@@ -155,6 +155,6 @@ func (a *Agent) pinRefused(ctx context.Context, v *vault, err error) error {
 		}
 		return control.Problemf(control.Refused, "wait, and find out who typed them; an administrator may set another PIN: sudo "+a.cfg.Program+" pin set, or reset a TPM: sudo "+a.cfg.Program+" tpm reset-lockout", "%w", err)
 	}
-	problem, _ := storageProblem(err)
+	problem, _ := a.explain(err)
 	return problem
 }

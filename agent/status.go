@@ -119,7 +119,7 @@ func (a *Agent) Status() Status {
 		s.Keycopy, err = a.keycopyStatus(v)
 	}
 	if err != nil {
-		p, _ := storageProblem(err)
+		p, _ := a.explain(err)
 		s.Keys = KeysStatus{Level: v.module.Level(), Text: p.Message, Next: p.Next}
 	}
 	return s
