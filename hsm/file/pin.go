@@ -123,6 +123,7 @@ func (m *Module) tryPIN(ctx context.Context, a argon, inner []byte, pin *hsm.Sec
 		return nil, err
 	}
 	plain, err := aead.Open(nil, inner[:chacha20poly1305.NonceSizeX], inner[chacha20poly1305.NonceSizeX:], a.encode())
+	ctx = context.WithoutCancel(ctx) // whoever leaves now is counted, too
 	if err != nil {
 		m.tries.wrong = wrong + 1 // counts here even if the disk is full
 		if wrong == 0 {

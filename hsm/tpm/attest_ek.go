@@ -278,7 +278,7 @@ func (c *chip) readNV(h tpm2.TPMHandle) ([]byte, error) {
 	}
 	attributes := binary.BigEndian.Uint32(public[attributesAt:])
 	size := int(binary.BigEndian.Uint16(public[len(public)-2:]))
-	if size > maxIndex || attributes&written == 0 {
+	if size == 0 || size > maxIndex || attributes&written == 0 {
 		return nil, errNoIndex
 	}
 	index := entity{handle: h}

@@ -218,6 +218,24 @@ func TestSealBootNoBank(t *testing.T) {
 	}
 }
 
+// Of another chip the registers say nothing: it is not called a changed boot, nor
+// an approval that is missing.
+func TestUnsealBootOnAnotherChip(t *testing.T) {
+	vendor := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	m := open(t, bootedTPM(t).Socket)
+	other := open(t, bootedTPM(t).Socket)
+	defer m.Close()
+	defer other.Close()
+	for name, policy := range map[string]hsm.BootPolicy{
+		"values": {Registers: []int{7}}, "authority": {Registers: []int{7}, Authority: &vendor.PublicKey},
+	} {
+		blob := must(m.SealBoot(t.Context(), hsm.RandomSecret(32), policy))
+		if _, err := other.UnsealBoot(t.Context(), blob, nil); !errors.Is(err, hsm.ErrReplaced) || errors.Is(err, hsm.ErrBoot) {
+			t.Errorf("%s: %v, want %v", name, err, hsm.ErrReplaced)
+		}
+	}
+}
+
 func TestSealBootRefuses(t *testing.T) {
 	p := bootedTPM(t)
 	m := open(t, p.Socket)

@@ -14,6 +14,9 @@ import (
 
 // unsealBoot opens a secret, or says which registers stand against it.
 func (c *chip) unsealBoot(b bootBlob, approvals []hsm.Approval) (*hsm.Secret, error) {
+	if err := c.rootFor(b.item.Owner); err != nil { // of another chip the registers say nothing
+		return nil, err
+	}
 	if b.bond.authority != nil && len(approvals) == 0 {
 		return nil, c.whyNot(b.bond, nil)
 	}

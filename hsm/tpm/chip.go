@@ -72,8 +72,11 @@ func (c *chip) run(ctx context.Context, job func() error) error {
 		c.noStore = true
 		err = c.try(job)
 	}
-	if err == nil && c.session != nil {
-		c.vouch() // it answered in a session that only it can know
+	if c.session != nil {
+		c.session.aim(plain, nil) // no auth value stays in memory
+		if err == nil {
+			c.vouch() // it answered in a session that only it can know
+		}
 	}
 	return explain(err)
 }

@@ -247,7 +247,9 @@ func (c *chip) defineAt(p nvPublic, key []byte) error {
 	if err != nil {
 		return err
 	}
-	params := sized(sized(nil, key), p.encode())
+	params := make([]byte, 0, 2+len(key)+2+nvPublicSize)
+	defer clear(params[:cap(params)])
+	params = sized(sized(params, key), p.encode())
 	_, _, err = c.ask(command{
 		code: tpm2.TPMCCNVDefineSpace, handles: []entity{permanent(tpm2.TPMRHOwner)}, auth: auth,
 		params: params,

@@ -4,6 +4,7 @@ package tpm
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -31,11 +32,14 @@ func (c *chip) make(a area, value, data []byte) (public, private []byte, err err
 	if err != nil {
 		return nil, nil, err
 	}
-	sensitive := sized(sized(nil, value), data)
-	defer clear(sensitive)
-	params := sized(nil, sensitive)
-	defer clear(params)
-	params = sized(params, append(slices.Clone(a), blank(a)...))
+	area := append(slices.Clone(a), blank(a)...)
+	const heads = 2 + 2 + 2 + 2 + 2 + 4 // two in sensitive, four of parameters
+	params := make([]byte, 0, heads+len(value)+len(data)+len(area))
+	// In clear until the session encrypts it; append must not leave copies behind.
+	defer clear(params[:cap(params)])
+	params = binary.BigEndian.AppendUint16(params, uint16(2+len(value)+2+len(data)))
+	params = sized(sized(params, value), data)
+	params = sized(params, area)
 	params = append(sized(params, nil), 0, 0, 0, 0) // no outside info, no creation PCRs
 	_, out, err := c.ask(command{code: tpm2.TPMCCCreate, handles: []entity{c.root.entity()}, auth: auth, params: params})
 	if err != nil {

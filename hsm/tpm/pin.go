@@ -14,6 +14,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -40,7 +41,9 @@ func (m *Module) SealPIN(ctx context.Context, secret, pin *hsm.Secret) (hsm.Blob
 	if err := errors.Join(hsm.CheckSealed(secret), hsm.CheckPIN(pin)); err != nil {
 		return nil, fmt.Errorf("seal behind a PIN: %w", err)
 	}
-	input := hsm.NewSecret(append(pinAuth(pin), secret.Bytes()...))
+	auth := pinAuth(pin)
+	defer clear(auth)
+	input := hsm.NewSecret(slices.Concat(auth, secret.Bytes()))
 	b, err := do(ctx, m, input, func(c *chip) (hsm.Blob, error) {
 		return c.sealPIN(input.Bytes()[:pinAuthSize], input.Bytes()[pinAuthSize:])
 	})
