@@ -31,7 +31,7 @@ func (s *Store) arrange(ctx context.Context) error {
 	s.writer.Lock()
 	defer s.writer.Unlock()
 	if !s.todo.any() && s.schema != schemaFirst && !s.copyIsCurrent() {
-		s.todo.copy, s.todo.scrub = true, s.counter.blob == nil
+		s.todo = todo{copy: true, scrub: s.counter.blob == nil, again: true}
 	}
 	p, err := s.plan(ctx)
 	if err != nil {

@@ -35,8 +35,10 @@ const (
 	// counterTime bounds one use of the counter. A chip takes some 10 ms.
 	counterTime = 30 * time.Second
 	// settleEvery is how often ordinary changes try again to finish a key change,
-	// when it was not only room that was missing: a chip may take long to fail.
+	// when it was not only room that was missing. They wait for it, and a chip may
+	// take long to fail: after a try comes a rest of settleRest times what it took.
 	settleEvery = 10 * time.Second
+	settleRest  = 9
 )
 
 // counter is what is known of the module's counter.
@@ -49,8 +51,11 @@ type counter struct {
 // todo are the steps of a key change that are left.
 type todo struct {
 	scrub, copy, count bool
-	tried              time.Time
-	err                error // why the last try failed
+	// again: an earlier try got no further. What it wrote may be in the kernel's
+	// memory and, after an error of the disk, never have come further.
+	again bool
+	next  time.Time // when ordinary changes may try again
+	err   error     // why the last try failed
 }
 
 func (t todo) any() bool { return t.scrub || t.copy || t.count }
@@ -88,20 +93,22 @@ func (s *Store) Settle(ctx context.Context) error {
 	return s.settle(ctx, true)
 }
 
-// settle does the steps that are left. Unless now is set it does not try again
+// settle does the steps that are left. Unless force is set it does not try again
 // too soon after it failed, and returns that error. It needs writer.
-func (s *Store) settle(ctx context.Context, now bool) error {
+func (s *Store) settle(ctx context.Context, force bool) error {
 	s.mu.Lock()
 	t := s.todo
 	s.mu.Unlock()
 	if !t.any() {
 		return nil
 	}
-	if !now && t.err != nil && !errors.Is(t.err, ErrFull) && time.Since(t.tried) < settleEvery {
+	if !force && t.err != nil && !errors.Is(t.err, ErrFull) && time.Now().Before(t.next) {
 		return t.err
 	}
+	began := time.Now()
 	t.err = s.steps(ctx, &t)
-	t.tried = time.Now()
+	now := time.Now()
+	t.again, t.next = t.err != nil, now.Add(max(settleEvery, settleRest*now.Sub(began)))
 	s.mu.Lock()
 	s.todo = t
 	s.mu.Unlock()
@@ -111,7 +118,7 @@ func (s *Store) settle(ctx context.Context, now bool) error {
 // steps does steps 2 to 4, and takes from t what is done.
 func (s *Store) steps(ctx context.Context, t *todo) error {
 	if t.scrub {
-		if err := s.scrub(); err != nil {
+		if err := s.scrub(t.again); err != nil {
 			return fmt.Errorf("destroy what was deleted: %w", err)
 		}
 		s.step("scrubbed")

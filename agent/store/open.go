@@ -158,7 +158,7 @@ func (o *opener) current(ctx context.Context, path string) (*Store, error) {
 	case n < -1:
 		return s, fmt.Errorf("%w: it was turned back, by %d: accept the file as an administrator if it is the newest", hsm.ErrCounter, -n)
 	case n == -1:
-		s.todo = todo{scrub: true, copy: true, count: true}
+		s.todo = todo{scrub: true, copy: true, count: true, again: true}
 	}
 	return s, nil
 }

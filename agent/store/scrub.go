@@ -31,8 +31,8 @@ const readersTime = 5 * time.Second
 
 var errReaders = errors.New("an older reader does not end")
 
-// scrub needs writer.
-func (s *Store) scrub() error {
+// scrub needs writer. With again set it takes no zeros for granted that are there.
+func (s *Store) scrub(again bool) error {
 	id := 0
 	_, err := s.change(func(tx *Tx) error {
 		id = tx.id
@@ -53,7 +53,7 @@ func (s *Store) scrub() error {
 	if err != nil {
 		return fmt.Errorf("%w (%w)", ErrDamaged, err)
 	}
-	return zero(s.file, info.Size(), pageSize, used)
+	return zero(s.file, info.Size(), pageSize, used, again)
 }
 
 // readersSince waits until no reader is in a state before transaction id. It is
@@ -93,12 +93,12 @@ func reachable(r io.ReaderAt, size int64) (used []bool, pageSize int64, err erro
 		return nil, 0, errors.New("a meta page is not valid")
 	}
 	pageSize = int64(metas[0].pageSize)
-	used = make([]bool, size/pageSize)
 	for _, m := range metas {
 		p, err := newPages(r, size, m)
 		if err != nil {
 			return nil, 0, err
 		}
+		used = append(used, make([]bool, max(0, len(p.seen)-len(used)))...)
 		if err := p.tree(m.root, true, nil, nil, 0); err != nil {
 			return nil, 0, err
 		}
@@ -113,8 +113,10 @@ func reachable(r io.ReaderAt, size int64) (used []bool, pageSize int64, err erro
 }
 
 // zero overwrites the pages that are not used, durably, but for those that are
-// zeros already.
-func zero(f *os.File, size, pageSize int64, used []bool) error {
+// zeros already. With again set these are written too, as far as used goes: after
+// a sync that failed the kernel may show zeros that it has not brought to the disk,
+// and will not. Behind that the file may have holes, and zeros would take room.
+func zero(f *os.File, size, pageSize int64, used []bool, again bool) error {
 	page, zeros := make([]byte, pageSize), make([]byte, pageSize)
 	wrote := false
 	for i := int64(0); i*pageSize < size; i++ {
@@ -125,7 +127,7 @@ func zero(f *os.File, size, pageSize int64, used []bool) error {
 		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
-		if bytes.Equal(page[:n], zeros[:n]) {
+		if bytes.Equal(page[:n], zeros[:n]) && !(again && i < int64(len(used))) {
 			continue
 		}
 		if _, err := f.WriteAt(zeros[:n], i*pageSize); err != nil {
@@ -156,7 +158,7 @@ func shred(f *os.File) error {
 	if err != nil {
 		spare, pageSize = nil, shredStep
 	}
-	return zero(f, info.Size(), pageSize, spare)
+	return zero(f, info.Size(), pageSize, spare, false)
 }
 
 // recordPages says of each page whether it holds records only, and nothing that

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -229,5 +230,52 @@ func TestReplacedCopyIsDestroyed(t *testing.T) {
 	found := slices.DeleteFunc(r.traces(t, s, old), func(what string) bool { return !strings.HasPrefix(what, "its key") })
 	if len(found) > 0 || bytes.Contains(body, r.wrapped[:40]) || bytes.Contains(body, slot) {
 		t.Errorf("found: %v", found)
+	}
+}
+
+// Zeros that stand in a file already are written once more when an earlier try
+// may have lost them: a file that takes no room yet then takes some.
+func TestZerosAreWrittenAgain(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const size, pageSize = 1 << 20, 4096
+	for _, again := range []bool{false, true} {
+		if err := errors.Join(f.Truncate(size), zero(f, size, pageSize, make([]bool, size/pageSize), again)); err != nil {
+			t.Fatal(err)
+		}
+		info, err := f.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if wrote := info.Sys().(*syscall.Stat_t).Blocks > 0; wrote != again {
+			t.Errorf("again %v: wrote %v", again, wrote)
+		}
+	}
+	cut := newTerminal(t)
+	cfg := cut.config()
+	var dead terminal
+	cfg.step = func(name string) {
+		if name == "committed" {
+			dead = cut.copyOf(t)
+		}
+	}
+	s, err := Open(t.Context(), cfg, cut.module(t), quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	update(t, s, changes[0])
+	update(t, s, changes[1])
+	s.Close()
+	o := &opener{cfg: dead.config(), module: dead.module(t), log: quiet(), steps: migrations}
+	left, err := o.current(t.Context(), dead.path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer left.Close()
+	if !left.todo.scrub || !left.todo.again {
+		t.Errorf("what a power cut left is to be done: %+v", left.todo)
 	}
 }
