@@ -63,6 +63,12 @@ func (s *Store) commitGroup(group []*batched) {
 			}
 			return nil
 		})
+		if failed < 0 && len(group) > 1 && (errors.Is(err, ErrFull) || errors.Is(err, ErrUnfinished)) {
+			for _, b := range group { // it may be only one that is too large, or a key change
+				b.err = s.update(b.fn)
+			}
+			return
+		}
 		if failed < 0 {
 			for _, b := range group {
 				b.err = err

@@ -92,3 +92,28 @@ func TestBatchSurvivesPanic(t *testing.T) {
 		t.Errorf("after a panic: %v", err)
 	}
 }
+
+// One change that finds no room takes no other one with it.
+func TestBatchOneTooLarge(t *testing.T) {
+	s, _, _ := newStore(t)
+	large := &batched{fn: func(tx *Tx) error {
+		for n := range maxSize/maxRecord + 1 {
+			if err := tx.Put("a", fmt.Sprint("large-", n), make([]byte, maxRecord-16)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}}
+	small := &batched{fn: func(tx *Tx) error { return tx.Put("a", "small", record{N: 1}) }}
+	func() {
+		s.writer.Lock()
+		defer s.writer.Unlock()
+		s.commitGroup([]*batched{large, small})
+	}()
+	if !errors.Is(large.err, ErrFull) || small.err != nil {
+		t.Errorf("%v and %v", large.err, small.err)
+	}
+	if _, found := get(t, s, "a", "small"); !found {
+		t.Error("what had room is not there")
+	}
+}
