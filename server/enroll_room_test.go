@@ -13,8 +13,8 @@ import (
 	"github.com/kagimori/kagimori/transport/mqtt"
 )
 
-// stranger connects to enroll: what it says, the exporter of its connection, and that.
-func (r *rig) stranger() (say func(transport.Body) *transport.Envelope, exporter string, conn *mqtt.Conn) {
+// dialed connects to enroll: what it says, the exporter of its connection, and that.
+func (r *rig) dialed() (say func(transport.Body) *transport.Envelope, exporter string, conn *mqtt.Conn) {
 	t := r.t
 	segment, err := transport.NewEnrollSegment(rand.Reader)
 	if err != nil {
@@ -67,11 +67,11 @@ func TestRoomForAProofIsGivenToWhomItIsDue(t *testing.T) {
 			e.Chain = full
 		}
 	}
-	say, exporter, _ := r.stranger()
+	say, exporter, _ := r.dialed()
 	if c := want[transport.EnrollCertificate](t, x.enroll(b, exporter, say)); c.Code == nil {
 		t.Error("no code")
 	}
-	say, _, conn := r.stranger()
+	say, _, conn := r.dialed()
 	if e := say(&transport.EnrollEvidence{Chain: full}); e != nil {
 		t.Errorf("a stranger's long message is answered: %s", e.Type)
 	}
