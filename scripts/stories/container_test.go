@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -130,9 +131,9 @@ func removeGroups(name string) bool {
 // leaderBelow looks for the process 1 of a container among a process's
 // descendants: the one that is 1 in the third namespace, seen from here.
 func leaderBelow(pid int) string {
-	queue := []string{filepath.Join("/proc", itoa(pid))}
+	queue := []int{pid}
 	for len(queue) > 0 {
-		status, _ := os.ReadFile(filepath.Join(queue[0], "status"))
+		status, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(queue[0]), "status"))
 		for line := range strings.Lines(string(status)) {
 			if ids, ok := strings.CutPrefix(line, "NSpid:"); ok {
 				if f := strings.Fields(ids); len(f) >= 3 && f[len(f)-1] == "1" {
@@ -140,11 +141,7 @@ func leaderBelow(pid int) string {
 				}
 			}
 		}
-		children, _ := os.ReadFile(filepath.Join(queue[0], "task", filepath.Base(queue[0]), "children"))
-		queue = queue[1:]
-		for _, child := range strings.Fields(string(children)) {
-			queue = append(queue, filepath.Join("/proc", child))
-		}
+		queue = append(queue[1:], childrenOf(queue[0])...)
 	}
 	return ""
 }

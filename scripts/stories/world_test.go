@@ -168,7 +168,7 @@ type daemon struct {
 // start starts a daemon and waits until its control socket answers.
 func (m *machine) start(program, config string) *daemon {
 	m.t.Helper()
-	d := m.launch(program, "run", "--config", config)
+	d := m.launchWhole(program, "run", "--config", config)
 	m.t.Cleanup(func() {
 		d.stop()
 		if m.t.Failed() {
