@@ -25,7 +25,7 @@ func soak(t *testing.T, takes string) {
 // The module's own suite on a 32-bit ARM kernel, through the device nodes of its
 // resource manager.
 func TestSoakSuiteOnABoard(t *testing.T) {
-	soak(t, "two minutes")
+	soak(t, "one to four minutes")
 	e := newEmulator(t)
 	e.boot()
 	r := e.run(10*time.Minute, "", []string{"KAGIMORI_TPM_NODES=/dev/tpmrm0,/dev/tpmrm1"}, "/bin/tpm.test", "-test.run=TestSoakDeviceNodes", "-test.v")
@@ -45,7 +45,7 @@ const boardCuts = 20
 //
 // req: L7
 func TestSoakBoardLosesPower(t *testing.T) {
-	soak(t, "six minutes")
+	soak(t, "ten minutes")
 	d := outside(t)
 	e := newEmulator(t)
 	e.boot()
