@@ -290,7 +290,7 @@ func (c *Clock) Status() ClockStatus {
 	defer c.mu.Unlock()
 	s := ClockStatus{Trusted: !c.server.IsZero(), Now: c.now().UTC().Truncate(time.Second), Floor: c.floor.UTC().Truncate(time.Second)}
 	if !s.Trusted {
-		s.Text = "no server has told the time yet; certificates are judged at " + s.Floor.Format(time.RFC3339) + " or later"
+		s.Text = "no server has told the time yet; certificates are judged at " + s.Floor.Format("2006-01-02 15:04 UTC") + " or later"
 		return s
 	}
 	off := c.wall().Sub(c.now()).Round(time.Second)

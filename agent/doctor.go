@@ -59,6 +59,9 @@ func (a *Agent) snapshot(ctx context.Context) *doctor.Snapshot {
 		}
 		return s
 	}
+	if s.Link.Refused && v.reenroll() {
+		s.Link.Next = a.keysOpen(v).Next
+	}
 	v.examined(ctx, s)
 	a.held(v, s)
 	return s

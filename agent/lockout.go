@@ -73,7 +73,7 @@ func (a *Agent) lockoutSet(ctx context.Context, call *control.Call) error {
 	if in.Limit < 1 || in.Limit > maxLockoutLimit || in.Recovery < 1 || in.Recovery > maxLockoutSeconds || in.Reset < 1 || in.Reset > maxLockoutSeconds {
 		return control.Problemf(control.BadInput, "usual is a limit of 32, recovery after 2h, reset after 24h", "limit %d, recovery %d s, reset %d s: each is at least 1; without them PINs can be guessed", in.Limit, in.Recovery, in.Reset)
 	}
-	return a.lockout(call, in.Password, audit.LockoutSet, fmt.Sprintf("limit %d, recovery %d s, reset %d s", in.Limit, in.Recovery, in.Reset), func(m hsm.LockoutSetter, password *hsm.Secret) error {
+	return a.lockout(ctx, call, in.Password, audit.LockoutSet, fmt.Sprintf("limit %d, recovery %d s, reset %d s", in.Limit, in.Recovery, in.Reset), func(m hsm.LockoutSetter, password *hsm.Secret) error {
 		return m.SetLockout(ctx, password, uint32(in.Limit), time.Duration(in.Recovery)*time.Second, time.Duration(in.Reset)*time.Second)
 	})
 }
@@ -83,13 +83,13 @@ func (a *Agent) lockoutReset(ctx context.Context, call *control.Call) error {
 	if err := call.Params(&in); err != nil {
 		return err
 	}
-	return a.lockout(call, in.Password, audit.LockoutReset, "", func(m hsm.LockoutSetter, password *hsm.Secret) error {
+	return a.lockout(ctx, call, in.Password, audit.LockoutReset, "", func(m hsm.LockoutSetter, password *hsm.Secret) error {
 		return m.ResetLockout(ctx, password)
 	})
 }
 
 // lockout does something with the lockout password, once, and logs it.
-func (a *Agent) lockout(call *control.Call, sealed string, kind audit.Kind, detail string, do func(hsm.LockoutSetter, *hsm.Secret) error) error {
+func (a *Agent) lockout(ctx context.Context, call *control.Call, sealed string, kind audit.Kind, detail string, do func(hsm.LockoutSetter, *hsm.Secret) error) error {
 	v, err := a.open()
 	if err != nil {
 		return err
@@ -107,6 +107,13 @@ func (a *Agent) lockout(call *control.Call, sealed string, kind audit.Kind, deta
 		password = hsm.NewSecret(typed)
 	}
 	defer password.Wipe()
+	// A wrong password locks the reset for hours: one that cannot be right is not tried.
+	if h, err := v.module.Health(ctx); err == nil && h.Chip != nil && h.Chip.LockoutPassword != (password.Len() > 0) {
+		if h.Chip.LockoutPassword {
+			return control.Problemf(control.Refused, "type it at the prompt, without --no-password", "this TPM has a lockout password; nothing was tried")
+		}
+		return control.Problemf(control.Conflict, "run it again with --no-password", "nobody has set a lockout password in this TPM; nothing was tried")
+	}
 	switch err := do(m, password); {
 	case errors.Is(err, hsm.ErrLockoutPassword):
 		return control.Problemf(control.Refused, "find the right one out before you try again: another wrong one locks it for longer; a TPM that nobody has the password of can be cleared in the firmware's setup", "%w; nothing was changed, and the TPM takes no lockout password for a while", err)

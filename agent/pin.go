@@ -146,7 +146,7 @@ func (a *Agent) pinRefused(ctx context.Context, v *vault, err error) error {
 			a.log.Error("wrong PIN not logged", "err", err) // it is counted
 		}
 		if guard.Limit > guard.Count {
-			err = fmt.Errorf("%w; %d more wrong ones lock it", err, guard.Limit-guard.Count)
+			err = fmt.Errorf("%w; wrong ones until it locks: %d", err, guard.Limit-guard.Count)
 		}
 		return control.Problemf(control.Refused, "type it again; if nobody knows it, an administrator sets another: sudo "+a.cfg.Program+" pin set", "%w", err)
 	case errors.Is(err, hsm.ErrLockout):

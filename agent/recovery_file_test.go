@@ -72,6 +72,13 @@ func TestRecoveryFileOpensTheStore(t *testing.T) {
 		if k := s.a.Status().Keys; !k.Reenroll || !strings.Contains(k.Next, "reenroll") || k.Incarnation == 0 {
 			t.Errorf("%+v", k)
 		}
+		s.a.link.set(LinkStatus{State: LinkRefused, Server: "x", Error: "enrolled with another device", Next: "remove its state directory"})
+		if next := s.a.Status().Link.Next; next != "" {
+			t.Errorf("told to %q, which loses the keys that came back", next)
+		}
+		if next := s.a.snapshot(t.Context()).Link.Next; !strings.Contains(next, "reenroll") {
+			t.Errorf("doctor says %q", next)
+		}
 		s.a.cfg.Keycopy = &KeycopyConfig{Listen: "127.0.0.1:0"}
 		if _, err := s.a.party(); err == nil || !strings.Contains(control.AsProblem(err).Next, "reenroll") {
 			t.Errorf("a key copy without a security code: %v", err)

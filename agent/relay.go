@@ -154,6 +154,8 @@ func (r *relayRun) status(a *Agent) RelayStatus {
 		s.Listen = rs.Listen
 	} else if s.Error, s.ErrorTime = "starting", (time.Time{}); broken != nil {
 		s.Error = broken.Error()
+	} else if _, closed := a.open(); closed != nil {
+		s.Error = "waits for key storage"
 	}
 	if c, err := a.Credential(rs.Service, transport.UsageClient); err == nil {
 		s.Credential = c.Record.ID

@@ -99,6 +99,9 @@ func (a *Agent) Status() Status {
 		return s
 	}
 	s.Device, s.Keys, s.Revoked = &v.device, a.keysOpen(v), v.revocations.status()
+	if s.Keys.Reenroll && s.Link.State == LinkRefused {
+		s.Link.Next = "" // it would have the state directory removed; Keys.Next is the way
+	}
 	self, err := v.self()
 	if err == nil && self != nil {
 		self.wipe()

@@ -39,7 +39,7 @@ func (a *Agent) keysOpen(v *vault) KeysStatus {
 		}
 	}
 	if st.Fallback != nil && s.Next == "" {
-		s.Next = "nothing: the server is told when it is in reach; what was lost says: " + a.cfg.Program + " recovery status"
+		s.Next = "nothing: the server is told when it is in reach; what was lost: " + a.cfg.Program + " doctor"
 	}
 	return s
 }
@@ -51,7 +51,7 @@ func keysStatus(m hsm.Module) KeysStatus {
 	guard, _ := m.(hsm.Passphrases)
 	switch level {
 	case hsm.LevelFile:
-		s.Text = "a secret file on this device: a copied backup is safe, a stolen device is not"
+		s.Text = "a secret file on this device: a backup without it is safe, a stolen device is not"
 		if guard != nil && guard.HasPassphrase() {
 			s.Text = "a secret file on this device and a passphrase: what lies on a disk that is switched off is as safe as the passphrase is hard to guess"
 		}

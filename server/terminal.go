@@ -98,7 +98,7 @@ func (i TerminalInfo) Storage() (short, long string) {
 	case hsm.LevelTPMSocket:
 		return "emulator, not proven", "a TPM emulator, as the terminal says itself: for tests, never the field"
 	case hsm.LevelFile:
-		return i.Level, "a file beside the state: a copied backup is safe, a stolen box is not"
+		return i.Level, "a secret file on the terminal: a backup without that file is safe, a stolen box is not"
 	}
 	return i.Level, i.Level + ", not proven: it is the terminal itself that says so"
 }

@@ -52,7 +52,7 @@ func (p Program) recoveryStatus() *cobra.Command {
 }
 
 func showRecovery(w io.Writer, s *agent.RecoveryStatus) {
-	server, file := any(verb.Warn("no")), any(verb.Warn("none made, as far as is known"))
+	server, file := any(verb.Warn("no")), any(verb.Warn("none known of, as far as the store can be read"))
 	if s.Wrap > 0 {
 		server = verb.Good(fmt.Sprintf("yes, recovery key version %d", s.Wrap))
 	}
@@ -260,20 +260,28 @@ line of standard input.`,
 
 func showImported(w io.Writer, r *agent.RecoveryImported) {
 	if r.Taken != nil {
-		fmt.Fprintf(w, "took %d credentials over from the store of device %s, which is destroyed now\n", len(r.Taken.Credentials), r.Taken.Device.Short())
+		fmt.Fprintf(w, "took %s over from the store of device %s, which is destroyed now\n", credentials(len(r.Taken.Credentials)), r.Taken.Device.Short())
 		if n := len(r.Taken.Refused); n > 0 {
 			fmt.Fprintf(w, "  refused %d that this deployment has not issued so: %v; somebody may have tampered with that store\n", n, r.Taken.Refused)
 		}
 	} else {
-		fmt.Fprintf(w, "the store is open again, with %d credentials\n", r.Credentials)
+		fmt.Fprintf(w, "the store is open again, with %s\n", credentials(r.Credentials))
 	}
 	if r.Reenroll {
 		fmt.Fprintf(w, "the keys inside the earlier key storage are gone; this is device %s now\n", r.Device.Short())
-		fmt.Fprintln(w, "  until it is enrolled anew: no connection to the server, no key copy, no PIN")
+		fmt.Fprintln(w, "  until it is enrolled anew: no connection to the server, no key copy")
+		fmt.Fprintln(w, "  a PIN and a passphrase that were set before are gone: set them again")
 	}
 	if r.Next != "" {
 		fmt.Fprintf(w, "  next: %s\n", r.Next)
 	}
+}
+
+func credentials(n int) string {
+	if n == 1 {
+		return "1 credential"
+	}
+	return fmt.Sprintf("%d credentials", n)
 }
 
 func readRecoveryFile(path string) ([]byte, error) {

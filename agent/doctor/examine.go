@@ -95,7 +95,7 @@ func chipFindings(s *Snapshot) (list []Finding) {
 	if l.Locked {
 		list = append(list, found(LockedOut, Warning, fmt.Sprintf("%d wrong tries, the limit is %d; one more try is taken in %s, if nobody guesses on", l.Count, l.Limit, spell(l.Wait()))))
 	} else if l.Count > 0 {
-		f := found(LockedOut, Note, fmt.Sprintf("%d wrong tries are counted, at %d it locks; one is forgotten every %s", l.Count, l.Limit, spell(l.Recovery)))
+		f := found(LockedOut, Note, fmt.Sprintf("%s counted, at %d it locks; one is forgotten every %s", count(int(l.Count), "wrong try is", "wrong tries are"), l.Limit, spell(l.Recovery)))
 		f.Consequence, f.Next = "none yet", "nothing, if somebody mistyped a PIN; else find out who guesses"
 		list = append(list, f)
 	}

@@ -197,6 +197,7 @@ func TestSameTroubleIsToldOnce(t *testing.T) {
 
 func TestPower(t *testing.T) {
 	for words, change := range map[string]func(*Snapshot){
+		"after the start nothing opens":           func(s *Snapshot) { s.Use = hsm.ErrAbsent },
 		"operator code that stands would be lost": func(s *Snapshot) { s.Held.Offer = true },
 		"all of its keys":                         func(s *Snapshot) { s.Held.Copying = true },
 		"count it as a wrong one":                 func(s *Snapshot) { s.Held.PIN = true },

@@ -14,6 +14,9 @@ func power(s *Snapshot) (list []string) {
 	if !s.Open {
 		return []string{"nothing is open, so nothing is under way: it would be as it is now"}
 	}
+	if s.Use != nil || s.HealthErr != nil {
+		list = append(list, "key storage cannot be used: nothing would be lost, but after the start nothing opens until it can")
+	}
 	add := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	h := &s.Held
 	if h.Offer {
@@ -69,6 +72,9 @@ func count(n int, one, many string) string {
 // summary is the state in a line each, for people who want to see that it was
 // looked at.
 func summary(s *Snapshot) (list []string) {
+	if s.Use != nil || s.HealthErr != nil {
+		list = append(list, "key storage cannot be used: nothing would be lost, but after the start nothing opens until it can")
+	}
 	add := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	if h := s.Health; h != nil {
 		line := fmt.Sprintf("key storage: %s", h.Level)

@@ -13,7 +13,7 @@ var (
 	// wrote it.
 	ErrNewer = errors.New("the store was written by a newer release: install that release again, or one that is newer still")
 	// ErrForeign: the store key was sealed by another hsm module.
-	ErrForeign = errors.New("the store was sealed by another TPM or device secret: put that one back, recover the store key, or move the state directory away and enroll anew")
+	ErrForeign = errors.New("the store was sealed by another TPM or device secret: put that one back, or recover the store key")
 	// ErrOlder: the module's counter says that there was a newer file.
 	ErrOlder = errors.New("this store file is older than the last one: put back the newest, or accept this one as an administrator")
 	// ErrKey: the key given to OpenWith is not this store's.

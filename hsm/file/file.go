@@ -167,7 +167,7 @@ func (m *Module) unwrap(ctx context.Context, purpose hsm.Purpose, b hsm.Blob) (*
 		return nil, nil, err
 	}
 	if item.Owner != m.id {
-		return nil, nil, fmt.Errorf("%w: put the device secret back that this state was made with, or enroll anew", hsm.ErrReplaced)
+		return nil, nil, fmt.Errorf("%w: put the device secret back that this state was made with", hsm.ErrReplaced)
 	}
 	if len(item.Sealed) < chacha20poly1305.NonceSizeX {
 		return nil, nil, fmt.Errorf("%w: bad sealed part", hsm.ErrBlob)

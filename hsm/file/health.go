@@ -47,6 +47,8 @@ func (m *Module) origin() string {
 	switch {
 	case m.source.credential != "":
 		return fmt.Sprintf("the device secret is the systemd credential %q; encrypted for the host alone, its key lies on the same disk as the state", m.source.credential)
+	case sameDir(filepath.Dir(m.source.path), m.place.dir) && m.guarded:
+		return "the device secret lies in the same directory as the state: a copy of the directory is a copy of the keys to whoever knows the passphrase"
 	case sameDir(filepath.Dir(m.source.path), m.place.dir):
 		return "the device secret lies in the same directory as the state: a copy of the directory is a copy of the keys"
 	}

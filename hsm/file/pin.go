@@ -132,7 +132,7 @@ func (m *Module) tryPIN(ctx context.Context, a argon, inner []byte, pin *hsm.Sec
 		if err := m.writeTries(ctx, m.tries.wrong); err != nil {
 			return nil, fmt.Errorf("count a wrong PIN: %w", err)
 		}
-		return nil, fmt.Errorf("%w; %d more wrong ones lock this key storage", hsm.ErrPIN, maxTries-m.tries.wrong)
+		return nil, fmt.Errorf("%w; wrong ones until this key storage locks: %d", hsm.ErrPIN, maxTries-m.tries.wrong)
 	}
 	if wrong > 0 {
 		m.tries.wrong = 0

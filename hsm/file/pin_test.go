@@ -40,7 +40,7 @@ func TestPIN(t *testing.T) {
 			t.Errorf("right PINs write: %v", err)
 		}
 	}
-	for n, left := range []string{"31 more", "30 more"} {
+	for n, left := range []string{"locks: 31", "locks: 30"} {
 		if _, err := m.UnsealPIN(t.Context(), b, pin("1235")); !errors.Is(err, hsm.ErrPIN) || !strings.Contains(err.Error(), left) {
 			t.Errorf("wrong PIN %d: %v, want %s", n, err, left)
 		}
@@ -50,7 +50,7 @@ func TestPIN(t *testing.T) {
 	if _, err := m.UnsealPIN(t.Context(), b, pin("1234")); err != nil {
 		t.Error(err)
 	}
-	if _, err := m.UnsealPIN(t.Context(), b, pin("0000")); !errors.Is(err, hsm.ErrPIN) || !strings.Contains(err.Error(), "31 more") {
+	if _, err := m.UnsealPIN(t.Context(), b, pin("0000")); !errors.Is(err, hsm.ErrPIN) || !strings.Contains(err.Error(), "locks: 31") {
 		t.Errorf("a right PIN did not clear the count: %v", err)
 	}
 	for _, bad := range []string{"", "123", strings.Repeat("1", hsm.MaxPIN+1)} {

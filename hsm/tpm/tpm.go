@@ -94,7 +94,7 @@ func configFor(path string, log *slog.Logger) (config, error) {
 	fi, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return c, fmt.Errorf("%w: %s is not there; load the TPM driver, name another path or use key storage \"file\"", hsm.ErrAbsent, path)
+		return c, fmt.Errorf("%w: %s is not there; load the TPM driver, or name another path", hsm.ErrAbsent, path)
 	case err != nil:
 		return c, err
 	case fi.Mode()&fs.ModeSocket != 0:

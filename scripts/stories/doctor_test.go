@@ -243,13 +243,15 @@ func lockedOut(p *patient) {
 	p.daemon.stop()
 	p.run() // the store opens all the same
 	p.finds("locked-out", 24)
+	p.refused(6, "nothing was tried", "guess\n", "kagimori", "tpm", "reset-lockout")
 	p.verb("", "kagimori", "tpm", "reset-lockout", "--no-password")
 	p.healthy()
 	p.verb("", "kagimori", "tpm", "set-lockout", "--no-password")
 	p.bus.Drop()
 	p.chip.Tool("tpm2_changeauth", "-c", "lockout", "right")
 	p.healthy()
-	p.refused(4, "lockout password", "wrong\n", "kagimori", "tpm", "reset-lockout")
+	p.refused(4, "nothing was tried", "", "kagimori", "tpm", "reset-lockout", "--no-password")
+	p.refused(4, "wrong lockout password", "wrong\n", "kagimori", "tpm", "reset-lockout")
 	out := p.verb("", "kagimori", "audit", "list")
 	if !strings.Contains(out, "lockout-reset") || !strings.Contains(out, "limit 32, recovery 7200 s, reset 86400 s") {
 		p.t.Errorf("the log does not tell: %s", out)

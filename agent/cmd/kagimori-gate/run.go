@@ -34,7 +34,7 @@ as it cannot tell who may pass, and says in "kagimori-gate status" what it waits
 for. Under systemd it is kagimori-gate.service.`,
 		Example: "  kagimori-gate run\n  kagimori-gate run --config ./gate.toml",
 	}
-	config := cmd.Flags().String("config", "", "configuration file (default "+configs.GatePath+")")
+	config := cmd.Flags().String("config", "", "configuration `FILE` (default "+configs.GatePath+")")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var cfg configs.Gate
 		if err := configs.Load(*config, &cfg); err != nil {

@@ -23,7 +23,7 @@ network, with a wrong clock and without its TPM, and says in "kagimori status"
 what it waits for. Under systemd it is kagimori.service.`,
 		Example: "  kagimori run\n  kagimori run --config ./agent.toml",
 	}
-	config := cmd.Flags().String("config", "", "configuration file (default "+configs.AgentPath+")")
+	config := cmd.Flags().String("config", "", "configuration `FILE` (default "+configs.AgentPath+")")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var cfg configs.Agent
 		if err := configs.Load(*config, &cfg); err != nil {

@@ -107,6 +107,9 @@ func link(s *agent.Status) any {
 	case agent.LinkUnprovisioned:
 		return verb.Warn("not known before a bundle is taken in")
 	case agent.LinkStarting:
+		if l.Error != "" {
+			text = l.Error
+		}
 		return verb.Warn(text)
 	}
 	if l.Error != "" {

@@ -20,7 +20,7 @@ import (
 
 // outFlag says where a bundle goes.
 func outFlag(cmd *cobra.Command, out *string, byDefault string) {
-	cmd.Flags().StringVar(out, "out", "", "file for the bundle, which must not exist (default "+byDefault+")")
+	cmd.Flags().StringVar(out, "out", "", "`FILE` for the bundle, which must not exist (default "+byDefault+")")
 }
 
 // shown is a secret that is meant to be seen, once, by whoever asked for it.

@@ -41,9 +41,9 @@ issued anew one by one. To end it at once: credential revoke, then issue.
 A gate's own certificate is issued anew in the same way: issue gate-SERVICE.`,
 		Example: "  kagimori-server credential issue nav-001 --service maps --wait\n  kagimori-server credential issue nav-001 --service maps --subject truck-7 --transfer never",
 	}
-	cmd.Flags().StringVar(&in.Service, "service", "", "service that it is for")
-	cmd.Flags().StringVar(&in.Subject, "subject", "", "place that is registered at the service (default the terminal's name)")
-	cmd.Flags().StringVar(&in.Transfer, "transfer", "", "what may happen to it when the terminal is replaced: copy, never, or move, which is not available yet (default copy)")
+	cmd.Flags().StringVar(&in.Service, "service", "", "`SERVICE` that it is for")
+	cmd.Flags().StringVar(&in.Subject, "subject", "", "`NAME` of the place that is registered at the service (default the terminal's name)")
+	cmd.Flags().StringVar(&in.Transfer, "transfer", "", "what may happen to it when the terminal is replaced, `HOW` is copy, never, or move, which is not available yet (default copy)")
 	cmd.Flags().BoolVar(&in.ChipOnly, "chip-only", false, "the key must be in a chip")
 	cmd.Flags().BoolVar(&in.Wait, "wait", false, "wait until the terminal has it, or says why not")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

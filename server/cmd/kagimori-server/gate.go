@@ -27,9 +27,9 @@ one that terminals ask for. A name belongs to one service, and the management
 server's belong to none.`,
 		Example: "  kagimori-server gate add maps --dns maps.example.com\n  kagimori-server gate add maps --dns maps.example.com --endpoint 192.0.2.7:8443 --out gate.bundle",
 	}
-	cmd.Flags().StringArrayVar(&dns, "dns", nil, "DNS name or address of the gate; may be given several times")
-	cmd.Flags().StringArrayVar(&endpoints, "endpoint", nil, "HOST:PORT where terminals find it, in the order to try (default the first --dns, port 8443)")
-	cmd.Flags().StringVar(&group, "group", "", "group whose security code it gets (default "+string(server.DefaultGroup)+")")
+	cmd.Flags().StringArrayVar(&dns, "dns", nil, "DNS `NAME` or address of the gate; may be given several times")
+	cmd.Flags().StringArrayVar(&endpoints, "endpoint", nil, "`HOST:PORT` where terminals find it, in the order to try (default the first --dns, port 8443)")
+	cmd.Flags().StringVar(&group, "group", "", "`GROUP` whose security code it gets (default "+string(server.DefaultGroup)+")")
 	outFlag(cmd, &out, "gate-SERVICE.bundle")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(dns) == 0 {
@@ -58,7 +58,7 @@ can copy the credentials of the terminal that it replaces, with no server in
 reach. A bundle of its own (terminal add) makes it a terminal later.`,
 		Example: "  kagimori-server spare add --group default --out spare.bundle",
 	}
-	cmd.Flags().StringVar(&group, "group", "", "group of the terminals that it may replace (default "+string(server.DefaultGroup)+")")
+	cmd.Flags().StringVar(&group, "group", "", "`GROUP` of the terminals that it may replace (default "+string(server.DefaultGroup)+")")
 	outFlag(cmd, &out, "spare-GROUP.bundle")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		path := orDefault(out, "spare-"+orDefault(group, string(server.DefaultGroup))+".bundle")

@@ -39,11 +39,11 @@ Where keys are kept is read from the configuration, as run does.`,
 		Example: `  kagimori-server init --deployment demo --address keys.example.com:8883
   kagimori-server init --deployment lab --address 192.0.2.1:8883 --http 192.0.2.1:8880 --dir ./state`,
 	}
-	cmd.Flags().StringVar(&path, "config", "", "configuration file (default "+configs.ServerPath+", if it is there)")
-	cmd.Flags().StringVar(&dir, "dir", "", "state directory (default state_dir of the configuration)")
-	cmd.Flags().StringVar(&deployment, "deployment", "", "name of the deployment, for good")
-	cmd.Flags().StringArrayVar(&addresses, "address", nil, "HOST:PORT under which terminals reach this server")
-	cmd.Flags().StringArrayVar(&http, "http", nil, "HOST:PORT of revocation lists (default the host of --address, port "+httpPort+")")
+	cmd.Flags().StringVar(&path, "config", "", "configuration `FILE` (default "+configs.ServerPath+", if it is there)")
+	cmd.Flags().StringVar(&dir, "dir", "", "state `DIRECTORY` (default state_dir of the configuration)")
+	cmd.Flags().StringVar(&deployment, "deployment", "", "`NAME` of the deployment, for good")
+	cmd.Flags().StringArrayVar(&addresses, "address", nil, "`HOST:PORT` under which terminals reach this server")
+	cmd.Flags().StringArrayVar(&http, "http", nil, "`HOST:PORT` of revocation lists (default the host of --address, port "+httpPort+")")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		switch {
 		case deployment == "":

@@ -17,9 +17,9 @@ type listFlags struct {
 }
 
 func (q *listFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&q.sort, "sort", "", "column to sort by")
+	cmd.Flags().StringVar(&q.sort, "sort", "", "`COLUMN` to sort by")
 	cmd.Flags().BoolVar(&q.reverse, "reverse", false, "largest first")
-	cmd.Flags().StringArrayVar(&q.where, "where", nil, "COLUMN=VALUE that rows must have; may be given several times")
+	cmd.Flags().StringArrayVar(&q.where, "where", nil, "`COLUMN=VALUE` that rows must have; may be given several times")
 }
 
 // empty is what an empty list says: that there is nothing, or nothing such.

@@ -33,7 +33,7 @@ over HTTP, and the other verbs on the control socket, until it is told to stop
 (SIGTERM, SIGINT). init has made its state directory.`,
 		Example: "  kagimori-server run\n  kagimori-server run --config ./server.toml",
 	}
-	cmd.Flags().StringVar(&path, "config", "", "configuration file (default "+configs.ServerPath+", if it is there)")
+	cmd.Flags().StringVar(&path, "config", "", "configuration `FILE` (default "+configs.ServerPath+", if it is there)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var cfg configs.Server
 		if err := configs.Load(path, &cfg); err != nil {

@@ -35,7 +35,7 @@ chip and never comes out. A spare bundle cannot do so: a box on the shelf must
 copy keys with no server in reach, so its code must be in the bundle.`,
 		Example: "  kagimori-server terminal add nav-001\n  kagimori-server terminal add nav-001 --attest\n  kagimori-server terminal add nav-001 --group default --out /media/usb/nav-001.bundle",
 	}
-	cmd.Flags().StringVar(&group, "group", "", "group whose security code it gets (default "+string(server.DefaultGroup)+")")
+	cmd.Flags().StringVar(&group, "group", "", "`GROUP` whose security code it gets (default "+string(server.DefaultGroup)+")")
 	cmd.Flags().BoolVar(&attest, "attest", false, "it must prove a TPM to enroll, and gets the security code then")
 	outFlag(cmd, &out, "NAME.bundle")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -88,7 +88,7 @@ func TestDialProblem(t *testing.T) {
 	var stderr strings.Builder
 	path := t.TempDir() + "/none.sock"
 	code := f.Run(t.Context(), []string{"x", "--socket", path}, nil, nil, &stderr)
-	if code != control.Unavailable.Exit() || !strings.Contains(stderr.String(), "no daemon answers at "+path) || !strings.Contains(stderr.String(), "\n  next: ") {
+	if code != control.Unavailable.Exit() || !strings.Contains(stderr.String(), "no daemon answers at "+path) || !strings.Contains(stderr.String(), "\n  next: start it: systemctl start demo") {
 		t.Errorf("%d: %s", code, &stderr)
 	}
 }

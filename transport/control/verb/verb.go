@@ -15,6 +15,7 @@ package verb
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/signal"
@@ -143,5 +144,9 @@ func Socket(cmd *cobra.Command) string {
 
 // Dial connects to the daemon.
 func Dial(cmd *cobra.Command) (*control.Client, error) {
-	return control.Dial(cmd.Context(), Socket(cmd))
+	c, err := control.Dial(cmd.Context(), Socket(cmd))
+	if p, ok := errors.AsType[*control.Problem](err); ok && p.Kind == control.Unavailable { // only here the program's name is known
+		p.Next = "start it: systemctl start " + cmd.Root().Name() + "; if it runs with another socket, name that with --socket"
+	}
+	return c, err
 }
