@@ -174,11 +174,15 @@ func TestBigTransfer(t *testing.T) {
 // Somebody who cuts the wire must not be able to shorten an answer unnoticed.
 func TestCutAnswerIsNotAnEnd(t *testing.T) {
 	ca := newCA(t, "ca")
+	through := make(chan struct{})
 	r := newRig(t, ca, Config{}, newGate(t, gateTLS(t, ca, ca), func(c *tls.Conn) {
+		<-through // the reset can overtake the program's connect, which fails then
 		_, _ = c.Write([]byte("half of"))
 		_ = c.NetConn().Close() // without saying so
 	}).addr)
-	b, err := io.ReadAll(r.dial(t))
+	c := r.dial(t)
+	close(through)
+	b, err := io.ReadAll(c)
 	if err == nil {
 		t.Errorf("got %q and a clean end", b)
 	}
