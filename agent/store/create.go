@@ -22,6 +22,8 @@ func (o *opener) create(ctx context.Context) (err error) {
 		return err
 	}
 	s.key = hsm.RandomSecret(keySize)
+	key := s.key.Clone() // closing wipes it, and without it no counter is given back
+	defer key.Wipe()
 	defer s.Close()
 	slot, _, err := o.firstSlot(ctx, s.key)
 	if err != nil {
@@ -52,6 +54,7 @@ func (o *opener) create(ctx context.Context) (err error) {
 		}
 	}
 	_ = os.Remove(s.path)
+	s.key = key
 	s.dropCounter(ctx, c)
 	if noSpaceText(err) && !errors.Is(err, ErrFull) { // a sync may be the one that says it, and bbolt keeps only its text
 		err = fmt.Errorf("%w (%w)", ErrFull, err)

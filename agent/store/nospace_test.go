@@ -45,6 +45,11 @@ func (k *tightDisk) options() string { return fmt.Sprintf("size=%d,mode=0700", k
 func (k *tightDisk) grow(t *testing.T) {
 	t.Helper()
 	k.pages++
+	k.resize(t)
+}
+
+func (k *tightDisk) resize(t *testing.T) {
+	t.Helper()
 	if err := syscall.Mount("tmpfs", k.dir, "tmpfs", syscall.MS_REMOUNT, k.options()); err != nil {
 		t.Fatal(err)
 	}

@@ -95,6 +95,7 @@ func replayStory(t *testing.T, mode string, commands int, each func(events []eve
 		events := d.trace(t)
 		r := d.replayed(t, model, before, events, each(events))
 		total.images += r.images
+		t.Logf("%d disks of %d events", r.images, len(events))
 		if total.bad = append(total.bad, r.bad...); len(total.bad) > 0 {
 			return total
 		}
