@@ -93,6 +93,7 @@ type Agent struct {
 	problem  *control.Problem       // guarded by mu: why it is not open
 	cause    error                  // guarded by mu: the same, typed; nil before the first attempt
 	seen     map[string]hsm.Blob    // guarded by mu: what is in clear in a store that does not open
+	unnoted  error                  // guarded by mu: why a store that is set aside is not taken note of yet
 	watchers map[chan struct{}]bool // guarded by mu
 	looks    looks                  // what anybody may have looked at
 	intake   sync.Mutex             // held while a bundle is taken in
@@ -229,6 +230,9 @@ func (a *Agent) runStore(ctx context.Context, v *vault) {
 			loop.Beat()
 			if v.owing() {
 				a.beating(loop, openingTime, func() { v.catchUp(ctx) })
+			}
+			if diskFull(a.asideUnnoted()) {
+				a.noteAside(ctx, v)
 			}
 		}
 		select {

@@ -75,9 +75,20 @@ func setAside(dir string, secret bool, why string) (name string, err error) {
 		err = hsm.WriteFile(filepath.Join(dir, asideIntent), intent, 0o600)
 	}
 	if err != nil {
+		takeBackAside(dir, to)
 		return "", fmt.Errorf("set the store aside: %w", err)
 	}
 	return name, finishAside(dir)
+}
+
+// takeBackAside removes what an attempt that failed, on a full disk, has made: it
+// would count as a store, and there are not many places. While there is an intent
+// it is no attempt any more.
+func takeBackAside(dir, to string) {
+	if err := os.Remove(filepath.Join(dir, asideIntent)); err == nil || errors.Is(err, fs.ErrNotExist) {
+		_ = os.Remove(filepath.Join(to, asideWhy))
+		_ = os.Remove(to) // not if there is anything in it
+	}
 }
 
 // finishAside does what an intent says, if there is one.

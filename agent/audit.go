@@ -34,6 +34,16 @@ type anchors struct {
 	since uint64    // the store's epoch when it was opened
 	tried time.Time // guarded by mu: the last attempt that failed
 	owed  bool      // guarded by mu: one failed
+	late  []entry   // guarded by mu: entries that are not written yet
+}
+
+// maxLate is how many entries wait for room at most.
+const maxLate = 64
+
+// entry is one of the log before it is written.
+type entry struct {
+	kind            audit.Kind
+	subject, detail string
 }
 
 // audit writes an entry into the transaction of the effect that it tells of.
@@ -50,6 +60,32 @@ func (v *vault) logged(kind audit.Kind, subject any, format string, args ...any)
 		return problem
 	}
 	return nil
+}
+
+// done logs what is done already and cannot be undone. A full disk does not make
+// it a failure: the entry is written as soon as there is room.
+func (v *vault) done(kind audit.Kind, subject any, format string, args ...any) {
+	v.anchors.mu.Lock()
+	v.anchors.late = append(v.anchors.late, entry{kind, fmt.Sprint(subject), fmt.Sprintf(format, args...)})
+	v.anchors.mu.Unlock()
+	v.logLate()
+}
+
+// logLate writes the entries that wait, in their order.
+func (v *vault) logLate() {
+	v.anchors.mu.Lock()
+	defer v.anchors.mu.Unlock()
+	for len(v.anchors.late) > 0 {
+		e := v.anchors.late[0]
+		if err := v.logged(e.kind, e.subject, "%s", e.detail); err != nil {
+			v.log.Error("not in the audit log yet", "kind", e.kind, "subject", e.subject, "detail", e.detail, "err", err)
+			if len(v.anchors.late) > maxLate {
+				v.anchors.late = v.anchors.late[1:]
+			}
+			return
+		}
+		v.anchors.late = v.anchors.late[1:]
+	}
 }
 
 // logLosses logs what the store lost since it was last opened. A full disk does
@@ -98,11 +134,11 @@ func (v *vault) anchor() {
 	v.anchors.owed, v.anchors.tried = err != nil, time.Now()
 }
 
-// owing says whether a failed anchor is to be tried again.
+// owing says whether a failed anchor is to be tried again, or entries wait.
 func (v *vault) owing() bool {
 	v.anchors.mu.Lock()
 	defer v.anchors.mu.Unlock()
-	return v.anchors.owed && time.Since(v.anchors.tried) >= auditRetryPause
+	return len(v.anchors.late) > 0 || v.anchors.owed && time.Since(v.anchors.tried) >= auditRetryPause
 }
 
 // catchUp finishes what the last key change left unfinished, and anchors the log.
@@ -110,6 +146,7 @@ func (v *vault) catchUp(ctx context.Context) {
 	if err := v.store.Settle(ctx); err != nil {
 		v.log.Warn("the last key change is still unfinished", "err", err)
 	}
+	v.logLate()
 	v.anchor()
 }
 

@@ -214,10 +214,10 @@ func (a *Agent) prepareBoot(ctx context.Context, registers []string) error {
 		p, _ := a.explain(err)
 		return p
 	}
-	err = v.logged(audit.BootPrepared, fmt.Sprint(b.Registers), "for %v", registers)
+	v.done(audit.BootPrepared, b.Registers, "for %v", registers)
 	v.anchor()
 	a.changed()
-	return err
+	return nil
 }
 
 func (a *Agent) bootConfirm(ctx context.Context, call *control.Call) error {
@@ -240,10 +240,10 @@ func (a *Agent) confirmBoot(ctx context.Context) error {
 		p, _ := a.explain(err)
 		return p
 	}
-	err = v.logged(audit.BootConfirmed, fmt.Sprint(b.Registers), "")
+	v.done(audit.BootConfirmed, b.Registers, "")
 	v.anchor()
 	a.changed()
-	return err
+	return nil
 }
 
 // bound gives the vault and how it is bound, or why it is not.

@@ -73,11 +73,11 @@ func (a *Agent) openVault(ctx context.Context, fatal context.CancelCauseFunc) (*
 			return v, nil
 		}
 		problem, hopeless := a.explain(err)
-		with.answer(problem)
-		if ctx.Err() != nil {
-			return nil, nil
-		}
-		if hopeless {
+		if ctx.Err() != nil || hopeless {
+			with.answer(problem)
+			if ctx.Err() != nil {
+				return nil, nil
+			}
 			return nil, problem
 		}
 		seen := a.look(ctx, err)
@@ -85,6 +85,7 @@ func (a *Agent) openVault(ctx context.Context, fatal context.CancelCauseFunc) (*
 		before := a.cause
 		a.problem, a.cause, a.seen = problem, err, seen
 		a.mu.Unlock()
+		with.answer(problem) // whoever waits may ask for the cause next
 		a.link.set(LinkStatus{State: LinkStarting, Error: "waits for key storage"})
 		if !errors.Is(err, hsm.ErrPassphrase) || !errors.Is(before, hsm.ErrPassphrase) { // it waits for somebody, not for luck
 			a.log.Error("key storage does not open; trying again", "err", err, "next", problem.Next, "pause", pause)
@@ -102,9 +103,7 @@ func (a *Agent) openVault(ctx context.Context, fatal context.CancelCauseFunc) (*
 // vaultOpen puts a vault into use.
 func (a *Agent) vaultOpen(ctx context.Context, v *vault, fatal context.CancelCauseFunc) {
 	v.dir = a.cfg.StateDir
-	if err := a.noticeAside(ctx, v); err != nil {
-		a.log.Error("what is set aside is not looked at", "err", err)
-	}
+	a.noteAside(ctx, v)
 	v.changed, v.relisted, v.failed = a.changed, a.recheck, func(err error) { fatal(fmt.Errorf("store: %w", err)) }
 	a.mu.Lock()
 	a.vault, a.problem, a.cause, a.seen = v, nil, nil, nil
@@ -198,6 +197,11 @@ const (
 	nextRecover = "if they are gone for good: `kagimori recovery import FILE` with a recovery file, or else `kagimori recovery start`, which sets the store aside and asks the server"
 	nextOlder   = "put the newest file back; if there is none: kagimori recovery accept-older"
 )
+
+// diskFull says whether something failed for want of room.
+func diskFull(err error) bool {
+	return errors.Is(err, store.ErrFull) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
 
 // storageProblem says what is wrong with key storage or store, and what to do.
 // fatal is what only another start of the daemon can help; everything else is

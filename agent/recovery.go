@@ -257,6 +257,23 @@ func (v *vault) wrapFor(deployment transport.Name, version uint32, public []byte
 	return nil
 }
 
+// noteAside is noticeAside, once or, on a full disk, until it works.
+func (a *Agent) noteAside(ctx context.Context, v *vault) {
+	err := a.noticeAside(ctx, v)
+	if err != nil {
+		a.log.Error("what is set aside is not looked at", "err", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.unnoted = err
+}
+
+func (a *Agent) asideUnnoted() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.unnoted
+}
+
 // noticeAside makes a record of every store that is set aside, with the request
 // for its key, and finishes what a power cut left.
 func (a *Agent) noticeAside(ctx context.Context, v *vault) error {
@@ -337,5 +354,8 @@ func lostForGood(err error) bool {
 // errNotLost refuses to set aside what may come back.
 func (a *Agent) errNotLost(cause error) error {
 	p, _ := a.explain(cause)
+	if diskFull(cause) {
+		return p // nothing can be done before there is room, and then it may open by itself
+	}
 	return control.Problemf(control.Conflict, p.Next, "this may pass, and nothing is lost: %w", cause)
 }

@@ -99,7 +99,7 @@ func (a *Agent) recovery() (RecoveryStatus, error) {
 	if w := readWrap(seen[blobWrap]); w != nil {
 		s.Wrap = w.Version
 	}
-	if errors.Is(cause, store.ErrOlder) || errors.Is(cause, hsm.ErrCounter) {
+	if tooOld(cause) {
 		s.Possible = append(s.Possible, "accept-older")
 	}
 	if lostForGood(cause) {
@@ -122,8 +122,27 @@ func (a *Agent) closedCause() (error, error) {
 	return a.cause, nil
 }
 
-func (a *Agent) recoveryStart(ctx context.Context, call *control.Call) error {
+// presentCause is closedCause once more when the cause, as it was last, is none
+// that a verb can help: it may have been the full disk that a remedy failed on,
+// and is made room on since.
+func (a *Agent) presentCause(ctx context.Context, helps func(error) bool) (error, error) {
 	cause, err := a.closedCause()
+	if err != nil || helps(cause) {
+		return cause, err
+	}
+	if err := a.try(ctx, Remedy{}); ctx.Err() != nil {
+		return nil, err
+	}
+	return a.closedCause()
+}
+
+// tooOld says whether a store is refused for its age only.
+func tooOld(cause error) bool {
+	return errors.Is(cause, store.ErrOlder) || errors.Is(cause, hsm.ErrCounter)
+}
+
+func (a *Agent) recoveryStart(ctx context.Context, call *control.Call) error {
+	cause, err := a.presentCause(ctx, lostForGood)
 	if err != nil {
 		return err
 	}
@@ -138,6 +157,10 @@ func (a *Agent) recoveryStart(ctx context.Context, call *control.Call) error {
 	if err != nil {
 		return err
 	}
+	if err := a.asideUnnoted(); diskFull(err) {
+		p, _ := a.explain(err)
+		return control.Problemf(p.Kind, p.Next+"; the daemon goes on by itself then, see: "+a.cfg.Program+" recovery status", "the store is set aside and a fresh one has begun, but nobody is asked for its key yet: %w", err)
+	}
 	out := RecoveryStarted{Next: fmt.Sprintf("have an administrator make a bundle with `kagimori-server terminal reenroll`, and take it in: %s provision BUNDLE", a.cfg.Program)}
 	if out.Recovery, err = v.recoveryStatus(a.cfg.Program); err != nil {
 		return err
@@ -149,12 +172,15 @@ func (a *Agent) recoveryStart(ctx context.Context, call *control.Call) error {
 }
 
 func (a *Agent) recoveryAccept(ctx context.Context, call *control.Call) error {
-	cause, err := a.closedCause()
+	cause, err := a.presentCause(ctx, tooOld)
 	if err != nil {
 		return err
 	}
-	if !errors.Is(cause, store.ErrOlder) && !errors.Is(cause, hsm.ErrCounter) {
+	if !tooOld(cause) {
 		p, _ := a.explain(cause)
+		if diskFull(cause) {
+			return p
+		}
 		return control.Problemf(control.Conflict, p.Next, "the store is not refused for its age: %w", cause)
 	}
 	if err := a.try(ctx, Remedy{Older: true}); err != nil {
@@ -164,10 +190,7 @@ func (a *Agent) recoveryAccept(ctx context.Context, call *control.Call) error {
 	if err != nil {
 		return err
 	}
-	err = v.update(func(tx *store.Tx) error { return v.audit(tx, audit.OlderAccepted, call.Peer.Name(), "%v", cause) })
-	if err != nil {
-		return err
-	}
+	v.done(audit.OlderAccepted, call.Peer.Name(), "%v", cause)
 	s, err := v.recoveryStatus(a.cfg.Program)
 	if err != nil {
 		return err
@@ -267,7 +290,7 @@ func (a *Agent) importFile(ctx context.Context, file []byte, passphrase transpor
 	if v, err := a.open(); err == nil {
 		return a.importAside(ctx, v, f, key)
 	}
-	cause, err := a.closedCause()
+	cause, err := a.presentCause(ctx, lostForGood)
 	if err != nil {
 		return nil, err
 	}

@@ -17,12 +17,17 @@ func (p *patient) measure(digit string) {
 	p.chip.Tool("tpm2_pcrextend", "7:sha256="+strings.Repeat(digit, 64))
 }
 
-// Nothing measures the boot; then something does, and then something else.
-func bootChanged(p *patient) {
+// bindToBoot has the keys bound to what is measured into register 7.
+func bindToBoot(p *patient) {
 	config := string(mustRead(p.t, p.config))
 	if err := os.WriteFile(p.config, []byte(strings.Replace(config, "[hsm]\n", "[hsm]\nboot_registers = [7]\n", 1)), 0o600); err != nil {
 		p.t.Fatal(err)
 	}
+}
+
+// Nothing measures the boot; then something does, and then something else.
+func bootChanged(p *patient) {
+	bindToBoot(p)
 	p.run()
 	p.finds("boot-not-measured", 27)
 	p.daemon.stop()

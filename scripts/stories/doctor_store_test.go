@@ -103,10 +103,10 @@ func storeOlder(p *patient) {
 }
 
 // keep reads the store's files; putBack writes them.
-func (p *patient) keep() map[string][]byte {
+func (m *machine) keep() map[string][]byte {
 	kept := map[string][]byte{}
-	for _, path := range p.storeFiles() {
-		kept[path] = mustRead(p.t, path)
+	for _, path := range m.storeFiles() {
+		kept[path] = mustRead(m.t, path)
 	}
 	return kept
 }
