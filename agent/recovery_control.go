@@ -350,6 +350,9 @@ func (a *Agent) importAside(ctx context.Context, v *vault, f *transport.Recovery
 	if errors.Is(err, store.ErrKey) {
 		return nil, foreignFile(f)
 	}
+	if errors.Is(err, errTaken) {
+		return nil, control.Problemf(control.Conflict, "see: "+a.cfg.Program+" recovery status", "%w: its key came from the server meanwhile", err)
+	}
 	if err != nil {
 		return nil, err
 	}

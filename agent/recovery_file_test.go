@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -118,6 +119,54 @@ func TestRecoveryFileOpensWhatIsSetAside(t *testing.T) {
 		}
 		if left, _ := asides(s.dir); len(left) != 0 {
 			t.Error("the old store is not destroyed")
+		}
+	})
+}
+
+// A key that comes in a file and from the server at once: one of them takes the
+// store over, the other learns so.
+func TestStoreIsTakenOverOnce(t *testing.T) {
+	eachKind(t, func(t *testing.T, s *stage, chip *hsmtest.TPM) {
+		s.enroll()
+		s.issued("cr-1")
+		file, passphrase := s.export()
+		s.lose(chip)
+		if err := s.a.try(t.Context(), Remedy{Aside: "lost"}); err != nil {
+			t.Fatal(err)
+		}
+		s.enroll()
+		f, err := transport.OpenRecoveryFile(file, passphrase)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names, err := asides(s.dir)
+		if err != nil || len(names) != 1 {
+			t.Fatal(names, err)
+		}
+		const n = 4
+		v, ends := s.vault(), make(chan error, n)
+		for range n {
+			go func() {
+				key := hsm.NewSecret(bytes.Clone(f.Key))
+				defer key.Wipe()
+				_, err := v.takeOver(t.Context(), names[0], key, transport.RecoveryReleased)
+				ends <- err
+			}()
+		}
+		took := 0
+		for range n {
+			switch err := <-ends; {
+			case err == nil:
+				took++
+			case !errors.Is(err, errTaken):
+				t.Errorf("one that came second: %v", err)
+			}
+		}
+		if took != 1 {
+			t.Errorf("taken over %d times", took)
+		}
+		if got := s.holds(); !slices.Equal(got, []transport.Name{"cr-1"}) {
+			t.Errorf("holds %v", got)
 		}
 	})
 }

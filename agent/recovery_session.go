@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/kagimori/kagimori/agent/store"
@@ -204,7 +205,7 @@ func (s *session) released(ctx context.Context, m *transport.RecoveryRelease) er
 	}
 	key := hsm.NewSecret(raw)
 	defer key.Wipe()
-	if _, err := s.takeOver(ctx, e.name, key, transport.RecoveryReleased); err != nil {
+	if _, err := s.takeOver(ctx, e.name, key, transport.RecoveryReleased); err != nil && !errors.Is(err, errTaken) {
 		return fmt.Errorf("recovery %s: %w", e.ID, err)
 	}
 	return s.say(&transport.RecoveryTaken{ID: e.ID}, question{recovery: e.name})

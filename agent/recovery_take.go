@@ -31,8 +31,23 @@ const (
 	bucketPast = "audit-past" // for audit list --earlier: entries of stores that were taken over, as they were
 )
 
-// takeOver takes over the store that is set aside under name, with its key.
+// errTaken is a store that was taken over before: its key came twice.
+var errTaken = errors.New("the store that was set aside has been taken over already")
+
+// takeOver takes over the store that is set aside under name, with its key;
+// errTaken if that was done before. A key may come from the server and in a file
+// at once: one at a time, since what the first leaves behind no longer opens.
 func (v *vault) takeOver(ctx context.Context, name string, key *hsm.Secret, state transport.RecoveryProgress) (*Takeover, error) {
+	v.taking.Lock()
+	defer v.taking.Unlock()
+	err := v.store.View(func(tx *store.Tx) error {
+		r, err := untaken(tx, name)
+		r.wipe()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
 	old, err := store.OpenAside(ctx, filepath.Join(v.dir, asideDir, name, storeFile), key, v.log)
 	if err != nil {
 		return nil, err
@@ -54,9 +69,9 @@ func (v *vault) takeOver(ctx context.Context, name string, key *hsm.Secret, stat
 			if err != nil {
 				return err
 			}
-			var r asideRecord
+			r, err := untaken(to, name)
 			defer r.wipe()
-			if _, err := to.Get(bucketRecovery, keyAside+name, &r); err != nil {
+			if err != nil {
 				return err
 			}
 			r.Taken, r.State = true, state
@@ -75,6 +90,16 @@ func (v *vault) takeOver(ctx context.Context, name string, key *hsm.Secret, stat
 		v.log.Warn("a store that was taken over is not destroyed yet; the next start tries again", "err", err)
 	}
 	return t, nil
+}
+
+// untaken gives the record of a store that is set aside; errTaken when its
+// contents are here, which may be so long ago that there is no record.
+func untaken(tx *store.Tx, name string) (r asideRecord, err error) {
+	found, err := tx.Get(bucketRecovery, keyAside+name, &r)
+	if err == nil && (!found || r.Taken) {
+		err = errTaken
+	}
+	return r, err
 }
 
 // mayTake refuses the store of another deployment or terminal: its credentials

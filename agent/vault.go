@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync"
 
 	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
@@ -32,6 +33,7 @@ type vault struct {
 	changed, relisted func()
 	failed            func(error)
 	anchors           anchors
+	taking            sync.Mutex // held while a store that was set aside is taken over
 }
 
 const (
