@@ -1,10 +1,13 @@
 package agent
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/hsm/open"
 	"github.com/kagimori/kagimori/transport"
 )
@@ -72,5 +75,32 @@ func TestTakenStoreThatStays(t *testing.T) {
 	}
 	if left, err := asides(s.dir); err != nil || len(left) != 0 {
 		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// Store and second copy were removed, and a broken file of earlier is there: no
+// empty store begins in silence. Recovery moves what is left away.
+func TestStoreGoneButForABrokenFile(t *testing.T) {
+	s, _ := newStage(t, open.KindFile)
+	s.start()
+	s.stop()
+	path := filepath.Join(s.dir, storeFile)
+	if err := errors.Join(os.Rename(path, path+".broken-1"), os.Remove(path+".copy")); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	cause := s.a.Cause()
+	if !errors.Is(cause, store.ErrDamaged) || !lostForGood(cause) || !strings.Contains(cause.Error(), path+".broken-1") {
+		t.Fatalf("got %v", cause)
+	}
+	if err := s.a.try(t.Context(), Remedy{Aside: cause.Error()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(s.dir, asideDir, "1", storeFile+".broken-1")); err != nil {
+		t.Error(err)
+	}
+	s.again()
+	if r, err := s.a.recovery(); err != nil || len(r.Aside) != 1 {
+		t.Errorf("%+v, %v", r, err)
 	}
 }

@@ -66,7 +66,7 @@ type Aside struct {
 // OpenAside opens the store at path, or its second copy, with its store key and
 // without a module: so no counter says whether it is the newest. It takes the
 // newer one of the two that are sound, and fails with ErrKey when the key is not
-// theirs. key stays the caller's.
+// theirs. One of schema 1 is read as it is. key stays the caller's.
 func OpenAside(ctx context.Context, path string, key *hsm.Secret, log *slog.Logger) (*Aside, error) {
 	lock, err := acquire(ctx, path+lockSuffix)
 	if err != nil {
@@ -98,7 +98,7 @@ func OpenAside(ctx context.Context, path string, key *hsm.Secret, log *slog.Logg
 		}
 		return nil, fmt.Errorf("open store %s: %w", path, err)
 	}
-	best.lock = lock
+	best.lock, best.asFirst = lock, best.schema == schemaFirst
 	return &Aside{s: best, used: best.path}, nil
 }
 

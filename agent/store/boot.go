@@ -157,7 +157,7 @@ func bondOf(level hsm.Level, slots []*slotRecord) string {
 		switch {
 		case r.Kind == slotChip && level == hsm.LevelFile:
 			return bondSecret
-		case r.Kind == slotChip:
+		case r.Kind != slotBoot: // or one of a kind to come, of which nothing is known
 			return bondChip
 		case r.Signer == nil:
 			bond = bondBoot

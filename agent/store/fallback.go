@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -118,13 +119,42 @@ func (s *Store) renewCounter(ctx context.Context) (*counter, error) {
 
 // replace makes a file out of what s holds and puts it in the place of the store,
 // whose file is kept. In the new one the loss is noted already, so there is no
-// moment at which it is in use and does not know. amend may change more.
+// moment at which it is in use and does not know. amend may change more. When the
+// disk is full, the oldest of the broken files gives way.
 func (o *opener) replace(ctx context.Context, s *Store, lost string, amend func(*Tx) error) error {
-	path := o.cfg.Path
-	kept, err := brokenName(path)
+	kept, err := brokenName(o.cfg.Path)
 	if err != nil {
 		return err
 	}
+	err = o.replaceOnce(ctx, s, kept, lost, amend)
+	if !errors.Is(err, ErrFull) || !o.dropBroken(ctx, kept) {
+		return err
+	}
+	return o.replaceOnce(ctx, s, kept, lost, amend)
+}
+
+// dropBroken removes the oldest broken file but for the one that is being kept,
+// and says whether there was one.
+func (o *opener) dropBroken(ctx context.Context, but string) bool {
+	files := brokenFiles(o.cfg.Path)
+	for _, n := range slices.Sorted(maps.Keys(files)) {
+		if files[n] == but {
+			continue
+		}
+		err := discard(files[n])
+		o.log.WarnContext(ctx, "the disk is full: a broken store file that was kept gives way", "path", files[n], "err", err)
+		return err == nil
+	}
+	return false
+}
+
+func (o *opener) replaceOnce(ctx context.Context, s *Store, kept, lost string, amend func(*Tx) error) (err error) {
+	defer func() {
+		if err != nil && noSpaceText(err) && !errors.Is(err, ErrFull) {
+			err = fmt.Errorf("%w (%w)", ErrFull, err)
+		}
+	}()
+	path := o.cfg.Path
 	temp := path + newSuffix
 	if err := s.compact(ctx, temp); err != nil {
 		return err
@@ -147,9 +177,6 @@ func (o *opener) replace(ctx context.Context, s *Store, lost string, amend func(
 	n.step("restored")
 	if kept != "" {
 		if err := o.keep(path, kept); err != nil {
-			if noSpaceText(err) {
-				err = fmt.Errorf("%w (%w)", ErrFull, err)
-			}
 			return fmt.Errorf("keep the broken file: %w", err)
 		}
 		n.step("kept")
@@ -194,12 +221,7 @@ func (o *opener) keep(path, name string) error {
 		return err
 	}
 	files := brokenFiles(path)
-	numbers := make([]int, 0, len(files))
-	for n := range files {
-		numbers = append(numbers, n)
-	}
-	slices.Sort(numbers)
-	for ; len(numbers) > maxBroken; numbers = numbers[1:] {
+	for numbers := slices.Sorted(maps.Keys(files)); len(numbers) > maxBroken; numbers = numbers[1:] {
 		if err := discard(files[numbers[0]]); err != nil {
 			return err
 		}
@@ -223,6 +245,15 @@ func duplicate(path, name string) error {
 		_ = os.Remove(name)
 	}
 	return err
+}
+
+// lastBroken is the newest of the files that were kept, "" when there is none.
+func lastBroken(path string) string {
+	files := brokenFiles(path)
+	if len(files) == 0 {
+		return ""
+	}
+	return files[slices.Max(slices.Collect(maps.Keys(files)))]
 }
 
 // brokenFiles are those that were kept, by number.

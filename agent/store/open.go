@@ -91,10 +91,14 @@ func (o *opener) choose(ctx context.Context) (*Store, error) {
 	case err == nil:
 		err = fmt.Errorf("%w (the second copy is newer)", ErrOlder)
 	case errors.Is(err, fs.ErrNotExist):
-		if _, e := os.Stat(o.cfg.Path + copySuffix); errors.Is(e, fs.ErrNotExist) && o.key == nil {
+		kept := lastBroken(o.cfg.Path)
+		if _, e := os.Stat(o.cfg.Path + copySuffix); errors.Is(e, fs.ErrNotExist) && o.key == nil && kept == "" {
 			return o.createAndLoad(ctx)
 		}
 		err = fmt.Errorf("%w (there is no file %s)", ErrDamaged, o.cfg.Path)
+		if kept != "" { // there was a store, and nobody decided to begin anew
+			err = fmt.Errorf("%w; what was kept of it is %s: put back a backup of the store, or set what is left aside with: recovery start", err, kept)
+		}
 	case !o.mayFallBack(err):
 		return nil, errors.Join(err, main.Close())
 	}

@@ -20,6 +20,9 @@ func keyName(bucket, name string) string { return bucket + "\x00" + name }
 
 // open gives the plaintext of a record, which the caller clears.
 func (tx *Tx) open(bucket, name string, sealed []byte) ([]byte, error) {
+	if tx.s.asFirst && len(sealed) > 0 && sealed[0] == versionFirst { // else resealFirst was there
+		return openFirst(tx.s.key, place{bucket, name, versionFirst}, sealed)
+	}
 	if !tx.s.keyed[bucket] {
 		return openValue(tx.s.key, place{bucket, name, versionShared}, tx.newest(), sealed)
 	}

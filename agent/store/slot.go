@@ -51,8 +51,10 @@ type slotRecord struct {
 }
 
 func (r *slotRecord) public() Slot {
-	s := Slot{Name: "chip", Registers: r.Registers, Signed: r.Signer != nil, Opened: r.opened}
+	s := Slot{Name: "unknown", Registers: r.Registers, Signed: r.Signer != nil, Opened: r.opened}
 	switch {
+	case r.Kind == slotChip:
+		s.Name = "chip"
 	case r.Kind == slotBoot && r.Next:
 		s.Name = "boot-next"
 	case r.Kind == slotBoot:
@@ -113,9 +115,9 @@ func (tx *Tx) dropSlots(list []*slotRecord) error {
 
 // unseal gets the store key out of the first slot that opens. When none does,
 // the error is that of the module if it cannot work at all, else ErrBoot before
-// ErrForeign before ErrDamaged: what can be helped comes first.
+// ErrNewer before ErrForeign before ErrDamaged: what can be helped comes first.
 func (o *opener) unseal(ctx context.Context, slots []*slotRecord) (*hsm.Secret, error) {
-	var boot, foreign, damaged error
+	var boot, newer, foreign, damaged error
 	for _, r := range slots {
 		key, err := o.unsealSlot(ctx, r)
 		switch {
@@ -127,6 +129,8 @@ func (o *opener) unseal(ctx context.Context, slots []*slotRecord) (*hsm.Secret, 
 			key.Wipe()
 		case errors.Is(err, hsm.ErrBoot):
 			boot = fmt.Errorf("unseal the store key: %w", err)
+		case errors.Is(err, ErrNewer): // a release to come has put its slot beside one of ours
+			newer = err
 		case errors.Is(err, hsm.ErrReplaced):
 			foreign = fmt.Errorf("%w (%w)", ErrForeign, err)
 		case errors.Is(err, hsm.ErrBlob):
@@ -135,7 +139,7 @@ func (o *opener) unseal(ctx context.Context, slots []*slotRecord) (*hsm.Secret, 
 			return nil, fmt.Errorf("unseal the store key: %w", err)
 		}
 	}
-	for _, err := range []error{boot, foreign, damaged} {
+	for _, err := range []error{boot, newer, foreign, damaged} {
 		if err != nil {
 			return nil, err
 		}

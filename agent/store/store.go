@@ -119,6 +119,7 @@ type Store struct {
 	unprotected string
 	schema      int  // of the file, before it was migrated
 	lostCounter bool // OpenWith found none
+	asFirst     bool // it is read as what it is, of schema 1: OpenAside migrates nothing
 
 	writer sync.Mutex // held by the one write transaction there is, until the key change is finished
 
