@@ -113,7 +113,15 @@ func (s *Server) recoveryRequest(ctx context.Context, ses *session, m *transport
 	case x.State == transport.RecoveryApproved, x.State == transport.RecoveryReleased:
 		return s.recoveryRelease(ctx, ses, m)
 	}
-	return outcome{reply: &transport.RecoveryState{ID: x.ID, State: x.State}}, nil
+	return outcome{reply: &transport.RecoveryState{ID: x.ID, State: told(x.State)}}, nil
+}
+
+// told is a state as terminals know it.
+func told(state transport.RecoveryProgress) transport.RecoveryProgress {
+	if state == store.RecoveryGivenUp {
+		return transport.RecoveryDenied
+	}
+	return state
 }
 
 // recoveryFits says what is wrong with a request by itself.
@@ -231,7 +239,7 @@ func recoveryRoom(tx *store.Tx, name transport.Name) (why string, err error) {
 	var done []transport.ID
 	for _, x := range list {
 		recent := tx.By().At.Sub(x.Asked) < recoveryDay
-		finished := x.State == transport.RecoveryDenied || x.State == transport.RecoveryDone
+		finished := x.State == transport.RecoveryDenied || x.State == transport.RecoveryDone || x.State == store.RecoveryGivenUp
 		switch {
 		case !finished:
 			open++
@@ -286,7 +294,7 @@ func (s *Server) recoveryRelease(ctx context.Context, ses *session, m *transport
 		return outcome{}, err
 	}
 	if state != transport.RecoveryReleased {
-		return outcome{reply: &transport.RecoveryState{ID: m.ID, State: state}}, nil
+		return outcome{reply: &transport.RecoveryState{ID: m.ID, State: told(state)}}, nil
 	}
 	return outcome{reply: release}, nil
 }
@@ -309,7 +317,7 @@ func (s *Server) recoveryTaken(ctx context.Context, ses *session, m *transport.R
 			return nil
 		}
 		if m.GivenUp {
-			if state = endOf(x.State); x.State == state {
+			if state = givenUp(x.State); x.State == state {
 				return nil
 			}
 			return errors.Join(tx.MoveRecovery(m.ID, x.State, state), tx.Audit("recovery.give-up", m.ID.String(), "terminal "+string(ses.terminal)))
@@ -322,16 +330,27 @@ func (s *Server) recoveryTaken(ctx context.Context, ses *session, m *transport.R
 	if err != nil {
 		return faultOf(err)
 	}
-	return outcome{reply: &transport.RecoveryState{ID: m.ID, State: state}}, nil
+	return outcome{reply: &transport.RecoveryState{ID: m.ID, State: told(state)}}, nil
 }
 
 // endOf is how a request ends that nobody follows up. One whose key was sent
 // counts as taken: nobody can say that it did not arrive.
 func endOf(state transport.RecoveryProgress) transport.RecoveryProgress {
-	if state == transport.RecoveryReleased || state == transport.RecoveryDone {
+	switch state {
+	case transport.RecoveryReleased, transport.RecoveryDone:
 		return transport.RecoveryDone
+	case store.RecoveryGivenUp:
+		return state
 	}
 	return transport.RecoveryDenied
+}
+
+// givenUp is how a request ends that its terminal gives up: never to be approved.
+func givenUp(state transport.RecoveryProgress) transport.RecoveryProgress {
+	if end := endOf(state); end == transport.RecoveryDone {
+		return end
+	}
+	return store.RecoveryGivenUp
 }
 
 // endRecoveries ends all requests of a terminal: the device that made them is

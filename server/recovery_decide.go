@@ -143,16 +143,16 @@ func (s *Server) recoveryShow(ctx context.Context, call *control.Call) error {
 }
 
 func (s *Server) recoveryApprove(ctx context.Context, call *control.Call) error {
-	return s.recoveryDecide(ctx, call, transport.RecoveryApproved, transport.RecoveryAsked, transport.RecoveryDenied)
+	return s.recoveryDecide(ctx, call, transport.RecoveryApproved)
 }
 
 func (s *Server) recoveryDeny(ctx context.Context, call *control.Call) error {
-	return s.recoveryDecide(ctx, call, transport.RecoveryDenied, transport.RecoveryAsked, transport.RecoveryApproved)
+	return s.recoveryDecide(ctx, call, transport.RecoveryDenied)
 }
 
-// recoveryDecide takes a request from one of some states to another, and lets
-// its terminal know.
-func (s *Server) recoveryDecide(ctx context.Context, call *control.Call, to transport.RecoveryProgress, from ...transport.RecoveryProgress) error {
+// recoveryDecide approves or denies a request, and lets its terminal know. What
+// is so already is no second decision.
+func (s *Server) recoveryDecide(ctx context.Context, call *control.Call, to transport.RecoveryProgress) error {
 	var in RecoveryParams
 	if err := call.Params(&in); err != nil {
 		return err
@@ -163,10 +163,11 @@ func (s *Server) recoveryDecide(ctx context.Context, call *control.Call, to tran
 		if err != nil {
 			return out, err
 		}
-		if err := s.mayDecide(tx, x, to, from); err != nil {
+		due, err := s.mayDecide(tx, x, to)
+		if err != nil {
 			return out, err
 		}
-		if x.State != to {
+		if due {
 			action := map[transport.RecoveryProgress]string{transport.RecoveryApproved: "recovery.approve", transport.RecoveryDenied: "recovery.deny"}[to]
 			err = errors.Join(tx.DecideRecovery(x.ID, x.State, to),
 				tx.Audit(action, x.ID.String(), fmt.Sprintf("terminal %s device %s, store of device %s", x.Terminal, x.Device, x.Origin)))
@@ -183,28 +184,36 @@ func (s *Server) recoveryDecide(ctx context.Context, call *control.Call, to tran
 	if err != nil {
 		return err
 	}
-	if info.Current {
+	if info.Current && info.State == to {
 		s.send(string(info.Terminal), nil, &transport.RecoveryState{ID: info.ID, State: info.State})
 	}
 	return call.Reply(info)
 }
 
-// mayDecide explains why a request cannot be decided so.
-func (s *Server) mayDecide(tx *store.Tx, x store.Recovery, to transport.RecoveryProgress, from []transport.RecoveryProgress) error {
+// mayDecide says whether a request has to be changed to be decided so, or
+// explains why it cannot be. What was approved and has come further since needs
+// no change: a script may say it twice.
+func (s *Server) mayDecide(tx *store.Tx, x store.Recovery, to transport.RecoveryProgress) (due bool, err error) {
+	sent := x.State == transport.RecoveryReleased || x.State == transport.RecoveryDone
+	if sent && to == transport.RecoveryApproved {
+		return false, nil
+	}
 	t, err := tx.Terminal(x.Terminal)
 	if err != nil {
-		return err
+		return false, err
 	}
-	show := "see: kagimori-server recovery show " + x.ID.String()
 	switch {
-	case to == transport.RecoveryApproved && (t.State != store.TerminalEnrolled || t.Device != x.Device):
-		return control.Problemf(control.Conflict, "see: kagimori-server terminal show "+string(x.Terminal),
-			"the device that asks is not %s any more: the key is released to an enrolled terminal only", x.Terminal)
-	case x.State == to, slices.Contains(from, x.State):
-		return nil
-	case x.State == transport.RecoveryReleased || x.State == transport.RecoveryDone:
-		return control.Problemf(control.Conflict, "if that was wrong, revoke what it holds: kagimori-server credential revoke ID",
+	case sent:
+		return false, control.Problemf(control.Conflict, "if that was wrong, revoke what it holds: kagimori-server credential revoke ID",
 			"the key has been released to %s already", x.Terminal)
+	case x.State == store.RecoveryGivenUp && to == transport.RecoveryDenied:
+		return false, nil // nothing is released
+	case x.State == store.RecoveryGivenUp:
+		return false, control.Problemf(control.Conflict, "nothing: if it still wants a key, it asks anew; see: kagimori-server recovery list",
+			"%s has given this request up: it has the key from elsewhere, or the store is gone", x.Terminal)
+	case to == transport.RecoveryApproved && (t.State != store.TerminalEnrolled || t.Device != x.Device):
+		return false, control.Problemf(control.Conflict, "see: kagimori-server terminal show "+string(x.Terminal),
+			"the device that asks is not %s any more: the key is released to an enrolled terminal only", x.Terminal)
 	}
-	return control.Problemf(control.Conflict, show, "recovery %s is %s", x.ID, x.State)
+	return x.State != to, nil
 }

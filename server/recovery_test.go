@@ -106,13 +106,22 @@ func TestRecoveryTakesADecision(t *testing.T) {
 		t.Errorf("%+v", i)
 	}
 	x.opens(x.says(x.new, x.ask))
-	x.opens(x.says(x.new, x.ask)) // the first answer was lost
+	x.opens(x.says(x.new, x.ask))            // the first answer was lost
+	r.call("RecoveryApprove", x.param(), &i) // a script says it again, and learns how far it is
+	if i.State != transport.RecoveryReleased {
+		t.Errorf("approved again after the release: %+v", i)
+	}
 	r.refused("RecoveryDeny", x.param(), control.Conflict)
 	if s := want[transport.RecoveryState](t, r.as("nav-001", x.new).say(&transport.RecoveryTaken{ID: x.ask.ID})); s.State != transport.RecoveryDone {
 		t.Errorf("%+v", s)
 	}
 	x.state(transport.RecoveryDone) // and nothing is released any more
-	r.refused("RecoveryApprove", x.param(), control.Conflict)
+	r.call("RecoveryApprove", x.param(), &i)
+	if i.State != transport.RecoveryDone {
+		t.Errorf("approved again after the end: %+v", i)
+	}
+	x.state(transport.RecoveryDone)
+	r.refused("RecoveryDeny", x.param(), control.Conflict)
 	if got := r.audited(x.ask.ID.String()); !slices.Equal(got, []string{"recovery.ask", "recovery.approve", "recovery.release", "recovery.taken"}) {
 		t.Errorf("audited: %v", got)
 	}

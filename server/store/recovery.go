@@ -23,6 +23,10 @@ type Recovery struct {
 	Address   string    // that it was asked from; empty: not known
 }
 
+// RecoveryGivenUp is a request that its terminal has given up before a key was
+// sent. It is a state of the list only: the terminal is told that it is denied.
+const RecoveryGivenUp transport.RecoveryProgress = "given-up"
+
 const recoveryColumns = `id, terminal, device, origin, wrap, recipient, state, asked, decided, actor, address`
 
 func scanRecovery(r scanner) (x Recovery, err error) {
@@ -129,6 +133,6 @@ func (t *Tx) Recoveries(q Query) (list []Recovery, next string, err error) {
 		sort:   map[string]string{"id": "id", "terminal": "terminal", "state": "state", "asked": "asked", "decided": "decided"},
 		filter: map[string]string{"terminal": "terminal = ?"},
 		words: map[string]map[string]string{"state": column("state", transport.RecoveryAsked, transport.RecoveryApproved, transport.RecoveryDenied,
-			transport.RecoveryReleased, transport.RecoveryDone)},
+			transport.RecoveryReleased, transport.RecoveryDone, RecoveryGivenUp)},
 	}, q, scanRecovery)
 }

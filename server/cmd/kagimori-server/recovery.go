@@ -98,6 +98,10 @@ while the device is enrolled as that terminal, to the key of that request alone.
 		Example: "  kagimori-server recovery approve 00112233445566778899aabbccddeeff",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return decide(cmd, "RecoveryApprove", args[0], func(w io.Writer, x server.RecoveryInfo) {
+				if x.State != transport.RecoveryApproved {
+					fmt.Fprintf(w, "nothing to do: %s was approved before and is %s: its key has been sent to %s.\n", x.ID, x.State, x.Terminal)
+					return
+				}
 				when := "as soon as it connects"
 				if x.Connected {
 					when = "now"
@@ -116,6 +120,10 @@ func recoveryDeny() *cobra.Command {
 		Example: "  kagimori-server recovery deny 00112233445566778899aabbccddeeff",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return decide(cmd, "RecoveryDeny", args[0], func(w io.Writer, x server.RecoveryInfo) {
+				if x.State != transport.RecoveryDenied {
+					fmt.Fprintf(w, "nothing to do: %s is %s.\n", x.ID, x.State)
+					return
+				}
 				fmt.Fprintf(w, "%s is denied: %s goes on without its earlier store.\n", x.ID, x.Terminal)
 			})
 		},

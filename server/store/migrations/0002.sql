@@ -28,7 +28,7 @@ CREATE TABLE recoveries (
   origin    BLOB NOT NULL,
   wrap      BLOB NOT NULL,
   recipient BLOB NOT NULL,
-  state     TEXT NOT NULL CHECK (state IN ('asked', 'approved', 'denied', 'released', 'taken')),
+  state     TEXT NOT NULL CHECK (state IN ('asked', 'approved', 'denied', 'released', 'taken', 'given-up')),
   asked     INTEGER NOT NULL,
   decided   INTEGER NOT NULL,
   address   TEXT NOT NULL,
