@@ -90,7 +90,7 @@ func TestRecoveryFile(t *testing.T) {
 	m.exchange(chip, hsmtest.NewTPM(t))
 	m.refused(7, "does not open", "aaaaa-aaaaa-aaaaa-aaaaa-aaaaa\n", "kagimori", "recovery", "import", file.File)
 	out := m.verb(file.Passphrase+"\n", "kagimori", "recovery", "import", file.File)
-	if !strings.Contains(out, "1 credentials") || !strings.Contains(out, "enrolled anew") {
+	if !strings.Contains(out, "with 1 credential\n") || !strings.Contains(out, "enrolled anew") {
 		t.Errorf("import:\n%s", out)
 	}
 	if got := m.curl("/a"); !strings.HasPrefix(got, "map tile /a for nav-001 (credential "+id+")") {
