@@ -85,3 +85,24 @@ func TestAnchorLags(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// Epochs that the store lost, which the log tells of: the gap is there and is
+// explained, and one that comes later is not.
+func TestGapAfterLoss(t *testing.T) {
+	j := newJournal(t)
+	j.append(1)
+	j.change()
+	j.epoch += 4
+	j.update(func(tx *store.Tx) error { return Append(tx, 0, FellBack, "incarnation 1", "") })
+	want := []Gap{{After: 2, Before: 6, Loss: true}}
+	if r := j.verify(); !r.Sound || !slices.Equal(r.Gaps, want) {
+		t.Errorf("before it is anchored: %+v", r)
+	}
+	j.anchor(j.identity, j.epoch)
+	j.append(1)
+	j.epoch += 4
+	j.anchor(j.identity, j.epoch)
+	if r := j.verify(); !r.Sound || !slices.Equal(r.Gaps, append(want, Gap{After: 6, Before: 10})) {
+		t.Errorf("%+v", r)
+	}
+}

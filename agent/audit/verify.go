@@ -51,6 +51,9 @@ type Break struct {
 type Gap struct {
 	After  uint64 `json:"after_epoch"`
 	Before uint64 `json:"before_epoch"`
+	// Loss: the log tells, after the last anchor before it, of a loss of the store
+	// that leaves such a run: a fall back, an older file accepted, a recovery.
+	Loss bool `json:"after_loss,omitempty"`
 }
 
 // Proof is the newest anchor for a foreign eye: Signature is ECDSA with SHA-256
@@ -98,6 +101,7 @@ type verifier struct {
 	report   Report
 	anchors  []Anchor // by epoch, and so by Seq
 	last     uint64   // epoch of the last anchor or base that has been seen
+	loss     bool     // the log tells of one since then
 	earlier  map[transport.DeviceID]*ecdsa.PublicKey
 }
 
@@ -249,6 +253,7 @@ func (v *verifier) walk(at head) (head, error) {
 		}
 		at = head{next, hash}
 		v.report.Entries, v.report.Last = v.report.Entries+1, next
+		v.loss = v.loss || e.Kind == FellBack || e.Kind == OlderAccepted
 		return v.anchored(at)
 	})
 	return at, err
@@ -273,7 +278,7 @@ func (v *verifier) anchored(at head) error {
 func (v *verifier) taken(a *Anchor) error {
 	s, r := &a.Statement, &v.report
 	v.gap(v.last, s.Since)
-	v.last = s.Epoch
+	v.last, v.loss = s.Epoch, false
 	if r.Anchors++; r.Since.IsZero() && s.Time > 0 {
 		r.Since = time.Unix(s.Time, 0).UTC()
 	}
@@ -304,6 +309,6 @@ func (v *verifier) gap(after, before uint64) {
 		most = young
 	}
 	if before > after && before-after > most && len(v.report.Gaps) < maxGaps {
-		v.report.Gaps = append(v.report.Gaps, Gap{After: after, Before: before})
+		v.report.Gaps = append(v.report.Gaps, Gap{After: after, Before: before, Loss: v.loss})
 	}
 }

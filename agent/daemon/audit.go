@@ -130,7 +130,11 @@ func showAudit(w io.Writer, r *audit.Report) {
 	verb.Fields(w, "log", state, "entries", fmt.Sprintf("%d, from %d to %d", r.Entries, r.First, r.Last), "anchored", anchored,
 		"anchored since", verb.Time(r.Since), "not anchored", r.Unanchored)
 	for _, g := range r.Gaps {
-		fmt.Fprintf(w, "  nothing was signed between epochs %d and %d: key storage could not sign then, or the log was cut back\n", g.After, g.Before)
+		why := "key storage could not sign then, or the log was cut back"
+		if g.Loss {
+			why = "the store lost them, as the log tells"
+		}
+		fmt.Fprintf(w, "  a gap: nothing was signed between epochs %d and %d: %s\n", g.After, g.Before, why)
 	}
 	if r.Break != nil {
 		fmt.Fprintln(w, "  next: keep the state directory for inspection; keys go on working")

@@ -117,7 +117,7 @@ func machineClasses() []ClassInfo {
 		{UnitWeak, 39, "the daemon runs with less confinement than the shipped unit gives it",
 			"a hole in the daemon, or a core dump, reaches farther than it should",
 			"take the drop-in away that loosens it (systemctl cat kagimori), or start it by its unit"},
-		{AuditBroken, 40, "the audit log contradicts itself, or what key storage signed about it",
+		{AuditBroken, 40, "the audit log contradicts itself or what key storage signed about it, or there is a gap in what it signed",
 			"somebody, or a fault, changed what is told of the past; keys go on working",
 			"keep the state directory for inspection; see: kagimori audit verify"},
 		{CopyStale, 41, "the last key change is not finished: the second copy or the counter could not follow",

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/transport/control"
@@ -143,10 +144,25 @@ func auditFindings(s *Snapshot) []Finding {
 	case a.Break != nil:
 		return []Finding{found(AuditBroken, Fault, fmt.Sprintf("at entry %d: %s", a.Break.Seq, a.Break.Reason))}
 	case len(a.Gaps) > 0:
-		g := a.Gaps[0]
-		return []Finding{found(AuditBroken, Warning, fmt.Sprintf("nothing was signed between epochs %d and %d of the store: key storage could not sign then, or the log was cut back", g.After, g.Before))}
+		return []Finding{gapFinding(a.Gaps)}
 	}
 	return nil
+}
+
+// gapFinding is about the first gap that no loss explains, or else about the last.
+func gapFinding(gaps []audit.Gap) Finding {
+	i := slices.IndexFunc(gaps, func(g audit.Gap) bool { return !g.Loss })
+	if i >= 0 {
+		f := found(AuditBroken, Warning, fmt.Sprintf("a gap: nothing was signed between epochs %d and %d of the store", gaps[i].After, gaps[i].Before))
+		f.Cause = "a gap in what is signed about the audit log: key storage could not sign at that time, or the log was cut back"
+		f.Consequence = "what is in the log is sound; whether something is missing from that time, nobody can tell"
+		return f
+	}
+	g := gaps[len(gaps)-1]
+	f := found(AuditBroken, Note, fmt.Sprintf("a gap: nothing is signed between epochs %d and %d of the store, which lost them, as the log tells", g.After, g.Before))
+	f.Cause = "a gap in what is signed about the audit log: the store went on with its second copy, an older file or another chip"
+	f.Consequence, f.Next = "what is in the log is sound; what was logged in that time is lost", "nothing, if you know of that loss; else see: kagimori audit list --kind fell-back"
+	return f
 }
 
 // spell writes a span as people say it.

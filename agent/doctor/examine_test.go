@@ -99,7 +99,7 @@ func TestEveryClassIsFound(t *testing.T) {
 		})},
 		UnitWeak: {sick(func(s *Snapshot) { s.Unit.Weak = []string{"LimitCORE=0 is not in force"} })},
 		AuditBroken: {sick(func(s *Snapshot) { s.Audit.Sound, s.Audit.Break = false, &audit.Break{Seq: 3, Reason: "removed"} }), sick(func(s *Snapshot) {
-			s.Audit.Gaps = []audit.Gap{{After: 3, Before: 7}}
+			s.Audit.Gaps = []audit.Gap{{After: 1, Before: 3, Loss: true}, {After: 3, Before: 7}}
 		})},
 		CopyStale:  {sick(func(s *Snapshot) { s.Store.Unfinished = "the counter could not follow" }), sick(func(s *Snapshot) { s.Store.CopyFresh = false })},
 		DaemonDown: {sick(func(s *Snapshot) { s.Running, s.Open = false, false })},
@@ -180,6 +180,18 @@ func TestNextStepIsThisProgramsOwn(t *testing.T) {
 	r = Examine(closed(control.Problemf(control.Storage, "chmod 600 it", "open secret: %w", hsm.ErrUnsafe)))
 	if r.Findings[0].Next != "chmod 600 it" {
 		t.Errorf("%+v", r.Findings[0])
+	}
+}
+
+// A gap is told as one; after a loss that the log tells of it is no fault.
+func TestGapIsNoContradiction(t *testing.T) {
+	r := Examine(sick(func(s *Snapshot) { s.Audit.Gaps = []audit.Gap{{After: 3, Before: 7, Loss: true}} }))
+	if !r.Healthy || len(r.Findings) != 1 || r.Findings[0].Severity != Note || !strings.Contains(r.Findings[0].Cause, "gap") || strings.Contains(r.Findings[0].Cause, "contradict") {
+		t.Errorf("%+v", r)
+	}
+	r = Examine(sick(func(s *Snapshot) { s.Audit.Gaps = []audit.Gap{{After: 3, Before: 7}} }))
+	if r.Exit != 40 || !strings.Contains(r.Findings[0].Cause, "gap") || !strings.Contains(r.Findings[0].Text, "epochs 3 and 7") {
+		t.Errorf("%+v", r)
 	}
 }
 
