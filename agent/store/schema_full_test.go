@@ -63,11 +63,11 @@ func sealFirst(t *testing.T, key *hsm.Secret, name string, r record) []byte {
 	}
 	nonce := make([]byte, nonceSize)
 	rand.Read(nonce)
-	aead, err := newAEAD(key, nonce)
+	sealed, err := hsm.SealBox(key, append([]byte{versionFirst}, nonce...), nonce, plain, place{"outbox", name, versionFirst}.prefix())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return aead.Seal(append([]byte{versionFirst}, nonce...), tail(nonce), plain, place{"outbox", name, versionFirst}.prefix())
+	return sealed
 }
 
 // A store that an earlier release filled opens, also when power failed while it

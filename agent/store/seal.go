@@ -1,14 +1,11 @@
 package store
 
 import (
-	"crypto/cipher"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
-
-	"golang.org/x/crypto/chacha20"
-	"golang.org/x/crypto/chacha20poly1305"
 
 	"github.com/kagimori/kagimori/hsm"
 )
@@ -26,11 +23,11 @@ const (
 )
 
 const (
-	nonceSize    = chacha20poly1305.NonceSizeX
+	nonceSize    = hsm.BoxNonceSize
 	epochSize    = 8
 	headerSize   = 1 + epochSize + nonceSize
-	sealOverhead = headerSize + chacha20poly1305.Overhead
-	keySize      = chacha20poly1305.KeySize
+	sealOverhead = headerSize + hsm.BoxOverhead
+	keySize      = hsm.BoxKeySize
 )
 
 // anyEpoch takes values of whatever epoch.
@@ -47,12 +44,11 @@ func sealValue(key *hsm.Secret, at place, epoch uint64, plain []byte) ([]byte, e
 	out[0] = at.version
 	binary.BigEndian.PutUint64(out[1:], epoch)
 	nonce := out[1+epochSize:]
-	rand.Read(nonce) // never fails: crypto/rand ends the process instead
-	aead, err := newAEAD(key, nonce)
-	if err != nil {
-		return nil, err
+	rand.Read(nonce)          // never fails: crypto/rand ends the process instead
+	if key.Len() != keySize { // Close wiped it
+		return nil, ErrClosed
 	}
-	return aead.Seal(out, tail(nonce), plain, at.associated(epoch)), nil
+	return hsm.SealBox(key, out, nonce, plain, at.associated(epoch))
 }
 
 // openValue gives the plaintext, which the caller clears. A value of an epoch
@@ -76,7 +72,7 @@ func openValue(key *hsm.Secret, at place, newest uint64, sealed []byte) ([]byte,
 
 // openFirst opens a value of version 1: version byte, nonce, ciphertext, tag.
 func openFirst(key *hsm.Secret, at place, sealed []byte) ([]byte, error) {
-	if len(sealed) < 1+nonceSize+chacha20poly1305.Overhead || sealed[0] != versionFirst {
+	if len(sealed) < 1+nonceSize+hsm.BoxOverhead || sealed[0] != versionFirst {
 		return nil, fmt.Errorf("%w (not a value of version 1)", ErrDamaged)
 	}
 	return unlock(key, sealed[1:], at.prefix())
@@ -84,35 +80,14 @@ func openFirst(key *hsm.Secret, at place, sealed []byte) ([]byte, error) {
 
 // unlock opens nonce, ciphertext and tag.
 func unlock(key *hsm.Secret, box, associated []byte) ([]byte, error) {
-	nonce := box[:nonceSize]
-	aead, err := newAEAD(key, nonce)
-	if err != nil {
-		return nil, err
-	}
-	plain, err := aead.Open(nil, tail(nonce), box[nonceSize:], associated)
-	if err != nil {
-		return nil, fmt.Errorf("%w (a value that does not open in its place)", ErrDamaged)
-	}
-	return plain, nil
-}
-
-// newAEAD is what chacha20poly1305.NewX does for one nonce, without the copy of
-// the key that it would leave in memory for good: only a key for this one
-// record is derived (draft-irtf-cfrg-xchacha-03 §2.3).
-func newAEAD(key *hsm.Secret, nonce []byte) (cipher.AEAD, error) {
 	if key.Len() != keySize {
 		return nil, ErrClosed
 	}
-	sub, err := chacha20.HChaCha20(key.Bytes(), nonce[:16])
-	if err != nil {
-		return nil, err
+	plain, err := hsm.OpenBox(key, box[:nonceSize], box[nonceSize:], associated)
+	if errors.Is(err, hsm.ErrBox) {
+		return nil, fmt.Errorf("%w (a value that does not open in its place)", ErrDamaged)
 	}
-	defer clear(sub)
-	return chacha20poly1305.New(sub)
-}
-
-func tail(nonce []byte) []byte {
-	return append(make([]byte, chacha20poly1305.NonceSize-8, chacha20poly1305.NonceSize), nonce[16:]...)
+	return plain, err
 }
 
 func (p place) prefix() []byte {

@@ -15,16 +15,14 @@ package file
 
 import (
 	"context"
-	"crypto/cipher"
 	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
-
-	"golang.org/x/crypto/chacha20poly1305"
 
 	"github.com/kagimori/kagimori/hsm"
 )
@@ -76,7 +74,7 @@ func newModule(root *hsm.Secret, from source, at place) (*Module, error) {
 		{m.keys, hsm.PurposeCounter, "counter"}, {m.keys, hsm.PurposePIN, "pin"},
 		{m.macs, hsm.PurposeCounter, "counter mac"}, {m.macs, hsm.PurposePIN, "pin mac"},
 	} {
-		key, err := hkdf.Expand(sha256.New, prk, k.label, chacha20poly1305.KeySize)
+		key, err := hkdf.Expand(sha256.New, prk, k.label, hsm.BoxKeySize)
 		if err != nil {
 			return nil, fmt.Errorf("derive keys: %w", err)
 		}
@@ -145,21 +143,22 @@ func (m *Module) MAC(ctx context.Context, key hsm.Blob, message []byte) (*hsm.Se
 
 // wrap seals plain under the purpose's key, bound to everything before it.
 func (m *Module) wrap(ctx context.Context, purpose hsm.Purpose, public, plain []byte) (hsm.Blob, error) {
-	aead, err := m.aead(ctx, purpose)
+	item := hsm.Item{Kind: hsm.KindFile, Purpose: purpose, Owner: m.id, Public: public}
+	nonce := make([]byte, hsm.BoxNonceSize, hsm.BoxNonceSize+len(plain)+hsm.BoxOverhead)
+	rand.Read(nonce) // 24 random bytes never repeat in practice
+	err := m.use(ctx, func() (err error) {
+		item.Sealed, err = hsm.SealBox(m.keys[purpose], nonce, nonce, plain, item.Header())
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	item := hsm.Item{Kind: hsm.KindFile, Purpose: purpose, Owner: m.id, Public: public}
-	nonce := make([]byte, chacha20poly1305.NonceSizeX, chacha20poly1305.NonceSizeX+len(plain)+chacha20poly1305.Overhead)
-	rand.Read(nonce) // 24 random bytes never repeat in practice
-	item.Sealed = aead.Seal(nonce, nonce, plain, item.Header())
 	return item.Encode()
 }
 
 // unwrap opens a blob of that purpose, and lends its public part.
 func (m *Module) unwrap(ctx context.Context, purpose hsm.Purpose, b hsm.Blob) (*hsm.Secret, []byte, error) {
-	aead, err := m.aead(ctx, purpose)
-	if err != nil {
+	if err := m.use(ctx, func() error { return nil }); err != nil {
 		return nil, nil, err
 	}
 	item, err := hsm.DecodeFor(b, hsm.KindFile, purpose)
@@ -169,24 +168,22 @@ func (m *Module) unwrap(ctx context.Context, purpose hsm.Purpose, b hsm.Blob) (*
 	if item.Owner != m.id {
 		return nil, nil, fmt.Errorf("%w: put the device secret back that this state was made with", hsm.ErrReplaced)
 	}
-	if len(item.Sealed) < chacha20poly1305.NonceSizeX {
+	if len(item.Sealed) < hsm.BoxNonceSize {
 		return nil, nil, fmt.Errorf("%w: bad sealed part", hsm.ErrBlob)
 	}
-	nonce, box := item.Sealed[:chacha20poly1305.NonceSizeX], item.Sealed[chacha20poly1305.NonceSizeX:]
-	plain, err := aead.Open(nil, nonce, box, item.Header())
-	if err != nil {
-		return nil, nil, fmt.Errorf("%w: damaged or altered", hsm.ErrBlob)
-	}
-	return hsm.NewSecret(plain), item.Public, nil
-}
-
-// aead is the cipher of a purpose.
-func (m *Module) aead(ctx context.Context, purpose hsm.Purpose) (aead cipher.AEAD, err error) {
-	err = m.use(ctx, func() error {
-		aead, err = chacha20poly1305.NewX(m.keys[purpose].Bytes())
+	nonce, box := item.Sealed[:hsm.BoxNonceSize], item.Sealed[hsm.BoxNonceSize:]
+	var plain []byte
+	err = m.use(ctx, func() (err error) {
+		plain, err = hsm.OpenBox(m.keys[purpose], nonce, box, item.Header())
 		return err
 	})
-	return aead, err
+	if errors.Is(err, hsm.ErrBox) {
+		err = fmt.Errorf("%w: damaged or altered", hsm.ErrBlob)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return hsm.NewSecret(plain), item.Public, nil
 }
 
 // mac is HMAC-SHA256 of a label and data, under the key of a purpose.

@@ -22,8 +22,6 @@ import (
 	"fmt"
 	"io/fs"
 
-	"golang.org/x/crypto/chacha20poly1305"
-
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -31,8 +29,8 @@ const (
 	keyringMagic   = "KGKEYRNG"
 	keyringVersion = 1
 	keyringHead    = len(keyringMagic) + 2 + argonSize + hsm.OwnerSize
-	keyringBox     = secretSize + chacha20poly1305.Overhead
-	keyringSize    = keyringHead + chacha20poly1305.NonceSizeX + keyringBox + sha256.Size
+	keyringBox     = secretSize + hsm.BoxOverhead
+	keyringSize    = keyringHead + hsm.BoxNonceSize + keyringBox + sha256.Size
 )
 
 // keyring is the decoded file.
@@ -40,7 +38,7 @@ type keyring struct {
 	guarded bool
 	argon   argon // zero if not guarded
 	secret  [hsm.OwnerSize]byte
-	nonce   [chacha20poly1305.NonceSizeX]byte
+	nonce   [hsm.BoxNonceSize]byte
 	box     [keyringBox]byte
 	sum     [sha256.Size]byte
 }
@@ -61,11 +59,9 @@ func newKeyring(root, secret, passphrase *hsm.Secret) (*keyring, error) {
 		return nil, err
 	}
 	defer kek.Wipe()
-	aead, err := chacha20poly1305.NewX(kek.Bytes())
-	if err != nil {
+	if _, err := hsm.SealBox(kek, k.box[:0], k.nonce[:], root.Bytes(), k.head()); err != nil {
 		return nil, err
 	}
-	aead.Seal(k.box[:0], k.nonce[:], root.Bytes(), k.head())
 	k.sum, err = k.mac(secret)
 	return k, err
 }
@@ -92,13 +88,12 @@ func (k *keyring) open(secret *hsm.Secret, passphrase func() (*hsm.Secret, error
 		return nil, err
 	}
 	defer kek.Wipe()
-	aead, err := chacha20poly1305.NewX(kek.Bytes())
+	root, err := hsm.OpenBox(kek, k.nonce[:], k.box[:], k.head())
+	if errors.Is(err, hsm.ErrBox) {
+		err = fmt.Errorf("%w: %w", hsm.ErrPassphrase, hsm.ErrWrongPassphrase)
+	}
 	if err != nil {
 		return nil, err
-	}
-	root, err := aead.Open(nil, k.nonce[:], k.box[:], k.head())
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", hsm.ErrPassphrase, hsm.ErrWrongPassphrase)
 	}
 	return hsm.NewSecret(root), nil
 }
@@ -114,7 +109,7 @@ func (k *keyring) kek(secret, passphrase *hsm.Secret) (*hsm.Secret, error) {
 	}
 	ikm = append(ikm, secret.Bytes()...)
 	defer clear(ikm)
-	key, err := hkdf.Key(sha256.New, ikm, []byte("kagimori keyring/1"), "kek", chacha20poly1305.KeySize)
+	key, err := hkdf.Key(sha256.New, ikm, []byte("kagimori keyring/1"), "kek", hsm.BoxKeySize)
 	if err != nil {
 		return nil, fmt.Errorf("derive keyring's key: %w", err)
 	}

@@ -25,8 +25,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/crypto/chacha20poly1305"
-
 	"github.com/kagimori/kagimori/hsm"
 )
 
@@ -59,14 +57,14 @@ func (m *Module) SealPIN(ctx context.Context, secret, pin *hsm.Secret) (hsm.Blob
 		return nil, fmt.Errorf("seal behind PIN: %w", err)
 	}
 	defer key.Wipe()
-	aead, err := chacha20poly1305.NewX(key.Bytes())
-	if err != nil {
-		return nil, fmt.Errorf("seal behind PIN: %w", err)
-	}
-	nonce := make([]byte, chacha20poly1305.NonceSizeX)
+	nonce := make([]byte, hsm.BoxNonceSize)
 	rand.Read(nonce)
 	public := a.encode()
-	blob, err := m.wrap(ctx, hsm.PurposePIN, public, aead.Seal(nonce, nonce, secret.Bytes(), public))
+	inner, err := hsm.SealBox(key, nonce, nonce, secret.Bytes(), public)
+	var blob hsm.Blob
+	if err == nil {
+		blob, err = m.wrap(ctx, hsm.PurposePIN, public, inner)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("seal behind PIN: %w", err)
 	}
@@ -84,7 +82,7 @@ func (m *Module) UnsealPIN(ctx context.Context, sealed hsm.Blob, pin *hsm.Secret
 	}
 	defer inner.Wipe()
 	a, err := decodeArgon(public)
-	if err == nil && inner.Len() < chacha20poly1305.NonceSizeX {
+	if err == nil && inner.Len() < hsm.BoxNonceSize {
 		err = fmt.Errorf("%w: bad sealed part", hsm.ErrBlob)
 	}
 	if err != nil {
@@ -118,11 +116,10 @@ func (m *Module) tryPIN(ctx context.Context, a argon, inner []byte, pin *hsm.Sec
 		return nil, err
 	}
 	defer key.Wipe()
-	aead, err := chacha20poly1305.NewX(key.Bytes())
-	if err != nil {
+	plain, err := hsm.OpenBox(key, inner[:hsm.BoxNonceSize], inner[hsm.BoxNonceSize:], a.encode())
+	if err != nil && !errors.Is(err, hsm.ErrBox) {
 		return nil, err
 	}
-	plain, err := aead.Open(nil, inner[:chacha20poly1305.NonceSizeX], inner[chacha20poly1305.NonceSizeX:], a.encode())
 	ctx = context.WithoutCancel(ctx) // whoever leaves now is counted, too
 	if err != nil {
 		m.tries.wrong = wrong + 1 // counts here even if the disk is full
