@@ -2,7 +2,10 @@ package hsm_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +18,22 @@ import (
 )
 
 const tracedDir = "HSM_WRITE_TRACED"
+
+const tracedCreateDir = "HSM_CREATE_TRACED"
+
+// tracedCreate is what it does where the file system cannot do all.
+func tracedCreate(dir string) {
+	path := filepath.Join(dir, "f")
+	err := hsm.CreateFile(path, page(1), 0o600)
+	if again := hsm.CreateFile(path, page(2), 0o600); err == nil && !errors.Is(again, fs.ErrExist) {
+		err = fmt.Errorf("created twice: %v", again)
+	}
+	if err == nil {
+		return
+	}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
 
 // traced is what the traced child does, in a directory of its own.
 func traced(dir string) {
@@ -103,5 +122,75 @@ func TestDurableOrder(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Logf("%s", raw)
+	}
+}
+
+// File systems without RENAME_NOREPLACE, and without links as well: still one
+// winner, whole, and the content is durable before the name.
+func TestCreateFileOnOtherFileSystems(t *testing.T) {
+	needStrace(t)
+	for name, inject := range map[string][]string{
+		"no flag": {"inject=renameat2:error=EINVAL"},
+		"no link": {"inject=renameat2:error=EINVAL", "inject=link,linkat:error=EPERM"},
+	} {
+		dir := t.TempDir()
+		trace := filepath.Join(t.TempDir(), "trace")
+		args := []string{"-f", "-y", "-e", "trace=fsync,rename,renameat,renameat2,link,linkat,unlink,unlinkat", "-o", trace}
+		for _, i := range inject {
+			args = append(args, "-e", i)
+		}
+		cmd := exec.Command("strace", append(args, os.Args[0])...)
+		cmd.Env = append(os.Environ(), tracedCreateDir+"="+dir)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", name, err, out)
+		}
+		path := filepath.Join(dir, "f")
+		if whole(t, path) != 1 {
+			t.Errorf("%s: the file is not the first one's", name)
+		}
+		onlyFile(t, path)
+		raw, err := os.ReadFile(trace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var asked []string
+		for line := range strings.Lines(string(raw)) {
+			if !strings.Contains(line, dir) || strings.Contains(line, "INJECTED") {
+				continue
+			}
+			if call := regexp.MustCompile(`(fsync|rename|link|unlink)(?:at2?)?\(`).FindStringSubmatch(line); call != nil {
+				asked = append(asked, call[1])
+			}
+		}
+		want := []string{"fsync", "link", "unlink", "fsync"}
+		if name == "no link" {
+			want = []string{"fsync", "rename", "fsync"}
+		}
+		if len(asked) < len(want) || !slices.Equal(asked[:len(want)], want) {
+			t.Errorf("%s: the kernel was asked %q, first should be %q\n%s", name, asked, want, raw)
+		}
+	}
+}
+
+// The power went between link and unlink: the file has both names, and what
+// comes next must not write into it.
+func TestCreateFileCutBetweenLinkAndUnlink(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	tmp := filepath.Join(filepath.Dir(path), ".f.tmp")
+	for _, write := range []func(string, []byte, fs.FileMode) error{hsm.CreateFile, hsm.WriteFile} {
+		if err := errors.Join(os.WriteFile(path, page(1), 0o600), os.Link(path, tmp)); err != nil {
+			t.Fatal(err)
+		}
+		old, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer old.Close()
+		_ = write(path, page(2), 0o600)
+		if b, err := io.ReadAll(old); err != nil || !bytes.Equal(b, page(1)) {
+			t.Errorf("what was there was written into: %v", err)
+		}
+		onlyFile(t, path)
+		whole(t, path)
 	}
 }

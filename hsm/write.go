@@ -13,12 +13,13 @@ package hsm
 //	fchmod(perm)           whatever the umask is
 //	write ...
 //	fsync(file)            content first,
-//	renameat2(tmp, path)   then the name (RENAME_NOREPLACE in CreateFile),
+//	rename(tmp, path)      then the name (RENAME_NOREPLACE in CreateFile),
 //	fsync(directory)       then the name is durable too
 //	close
 //
 // fsync before rename is what ext4, f2fs, xfs and ubifs need to never show an
-// empty file under the new name.
+// empty file under the new name. Where there is no RENAME_NOREPLACE, as on NFS,
+// 9p and some of FUSE, CreateFile does link(tmp, path), unlink(tmp) in its place.
 
 import (
 	"errors"
@@ -34,13 +35,37 @@ import (
 // WriteFile puts data at path, durably and all or nothing, in place of what
 // was there. The directory must exist.
 func WriteFile(path string, data []byte, perm fs.FileMode) error {
-	return place(path, data, perm, 0)
+	return place(path, data, perm, unix.Rename)
 }
 
 // CreateFile is WriteFile for a path that must not exist: of several callers
 // one wins, the others get fs.ErrExist.
 func CreateFile(path string, data []byte, perm fs.FileMode) error {
-	return place(path, data, perm, unix.RENAME_NOREPLACE)
+	return place(path, data, perm, renameNew)
+}
+
+// renameNew renames to a name that must be free.
+func renameNew(tmp, path string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+	if err != unix.EINVAL && err != unix.ENOSYS && err != unix.EOPNOTSUPP {
+		return err
+	}
+	switch err = unix.Link(tmp, path); err {
+	case nil:
+		return unix.Unlink(tmp) // a power cut before that: see lockTemp
+	case unix.EPERM, unix.ENOSYS, unix.EOPNOTSUPP:
+	default:
+		return err
+	}
+	// No links either. All writers of ours take turns by the lock on tmp.
+	var now unix.Stat_t
+	switch err = unix.Lstat(path, &now); err {
+	case unix.ENOENT:
+		return unix.Rename(tmp, path)
+	case nil:
+		return unix.EEXIST
+	}
+	return err
 }
 
 // MakeDir makes a directory, and those above it that are missing, durably.
@@ -77,7 +102,7 @@ func MoveDir(dir, path string) error {
 	return nil
 }
 
-func place(path string, data []byte, perm fs.FileMode, flags uint) error {
+func place(path string, data []byte, perm fs.FileMode, rename func(tmp, path string) error) error {
 	dir, name := filepath.Split(path)
 	if dir == "" {
 		dir = "."
@@ -95,7 +120,7 @@ func place(path string, data []byte, perm fs.FileMode, flags uint) error {
 		os.Remove(tmp)
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	if err := unix.Renameat2(unix.AT_FDCWD, tmp, unix.AT_FDCWD, path, flags); err != nil {
+	if err := rename(tmp, path); err != nil {
 		os.Remove(tmp)
 		return &os.LinkError{Op: "rename", Old: tmp, New: path, Err: err}
 	}
@@ -106,7 +131,8 @@ func place(path string, data []byte, perm fs.FileMode, flags uint) error {
 }
 
 // lockTemp opens tmp with the lock on it held, and is sure that the name still
-// stands for the file that is locked: the writer before may have renamed it.
+// stands for the file that is locked: the writer before may have renamed it. A
+// file that has another name as well is left alone: the power went in renameNew.
 func lockTemp(tmp string) (*os.File, error) {
 	for {
 		f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
@@ -123,8 +149,12 @@ func lockTemp(tmp string) (*os.File, error) {
 			return nil, err
 		}
 		now, err := os.Lstat(tmp)
-		if err == nil && os.SameFile(mine, now) {
+		same := err == nil && os.SameFile(mine, now)
+		if same && mine.Sys().(*syscall.Stat_t).Nlink == 1 {
 			return f, nil
+		}
+		if same {
+			err = os.Remove(tmp)
 		}
 		f.Close()
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -46,6 +46,10 @@ func TestMain(m *testing.M) {
 		traced(dir)
 		os.Exit(0)
 	}
+	if dir := os.Getenv(tracedCreateDir); dir != "" {
+		tracedCreate(dir)
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 

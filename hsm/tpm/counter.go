@@ -189,6 +189,20 @@ func (c *chip) whyNoCounter(p nvPublic, refused error, again *bool) error {
 	return refused
 }
 
+// defineTries is how often define looks for a handle, when other programs take
+// and give back handles at the same time.
+const defineTries = 3
+
+// define takes a handle for a counter.
+func (c *chip) define(key []byte) (p nvPublic, err error) {
+	for range defineTries {
+		if p, err = c.defineOnce(key); !errors.Is(err, tpm2.TPMRCNVDefined) && !errors.Is(err, tpm2.TPMRCHandle) {
+			return p, err
+		}
+	}
+	return p, fmt.Errorf("%w: other programs define and remove indices at the same time; try again (%v)", hsm.ErrNoCounter, err)
+}
+
 // newCounter defines a counter and increments it once: from then on its Name
 // stays the same, and only then a blob of it is handed out.
 func (c *chip) newCounter(key []byte) (hsm.Blob, error) {
@@ -206,8 +220,9 @@ func (c *chip) newCounter(key []byte) (hsm.Blob, error) {
 	return hsm.Item{Kind: hsm.KindTPM, Purpose: hsm.PurposeCounter, Owner: c.root.id(), Public: p.encode()}.Encode()
 }
 
-// define takes the first handle that is free, or was left half made.
-func (c *chip) define(key []byte) (nvPublic, error) {
+// defineOnce takes the first handle that is free, or was left half made. That
+// another program was faster with that one is TPM_RC_NV_DEFINED or TPM_RC_HANDLE.
+func (c *chip) defineOnce(key []byte) (nvPublic, error) {
 	taken, err := c.handles(FirstCounter, MaxCounters)
 	if err != nil {
 		return nvPublic{}, err
