@@ -33,6 +33,7 @@ const (
 	AuditBroken   Class = "audit-broken"
 	CopyStale     Class = "copy-stale"
 	DaemonDown    Class = "daemon-down"
+	CountersTaken Class = "counters-taken"
 )
 
 // ClassInfo is one line of the table in the help text and in docs/doctor.md.
@@ -126,6 +127,9 @@ func machineClasses() []ClassInfo {
 		{DaemonDown, 42, "the daemon does not run",
 			"no relays, no key copies, no link to the server",
 			"start it: systemctl start kagimori; why it stopped: journalctl -u kagimori"},
+		{CountersTaken, 43, "the TPM holds counters of many stores: of other programs, or of earlier ones that were removed by hand",
+			"none yet; once no place is free, a new store is not protected against older files",
+			"see what is there (tpm2_getcap handles-nv-index, docs/tpm.md), and remove what no store uses any more: tpm2_nvundefine -C o HANDLE"},
 	}
 }
 

@@ -59,7 +59,7 @@ type Report struct {
 func Examine(s *Snapshot) *Report {
 	r := &Report{Program: s.Program, StateDir: s.StateDir, Daemon: s.Running, Findings: []Finding{}, Power: power(s), Summary: summary(s)}
 	for _, look := range []func(*Snapshot) []Finding{
-		daemonDown, storageFindings, chipFindings, bootFindings, storeFindings, diskFindings, clockFindings,
+		daemonDown, storageFindings, chipFindings, counterFindings, bootFindings, storeFindings, diskFindings, clockFindings,
 		certificateFindings, linkFindings, unitFindings, auditFindings,
 	} {
 		r.Add(look(s)...)

@@ -12,6 +12,7 @@ import (
 	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/hsm"
+	"github.com/kagimori/kagimori/hsm/tpm"
 	"github.com/kagimori/kagimori/transport/control"
 )
 
@@ -101,6 +102,17 @@ func chipFindings(s *Snapshot) (list []Finding) {
 		list = append(list, f)
 	}
 	return list
+}
+
+// manyCounters is from how many of the chip's places for counters on a new store
+// may soon find none.
+const manyCounters = tpm.MaxCounters * 3 / 4
+
+func counterFindings(s *Snapshot) []Finding {
+	if s.Health == nil || s.Health.Chip == nil || s.Health.Chip.Counters < manyCounters {
+		return nil
+	}
+	return []Finding{found(CountersTaken, Warning, fmt.Sprintf("%d of %d places for counters, from handle %#x on, are taken", s.Health.Chip.Counters, tpm.MaxCounters, uint32(tpm.FirstCounter)))}
 }
 
 func bootFindings(s *Snapshot) []Finding {

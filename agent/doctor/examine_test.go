@@ -66,6 +66,7 @@ func TestEveryClassIsFound(t *testing.T) {
 	cases := map[Class][]*Snapshot{
 		ChipAbsent:    {closed(hsm.ErrAbsent), sick(func(s *Snapshot) { s.HealthErr = fmt.Errorf("examine TPM: %w", hsm.ErrAbsent) })},
 		ChipBusy:      {closed(hsm.ErrBusy)},
+		CountersTaken: {sick(func(s *Snapshot) { s.Health.Chip.Counters = 12 })},
 		ChipSilent:    {closed(hsm.ErrTimeout), sick(func(s *Snapshot) { s.Use = fmt.Errorf("sign: %w", hsm.ErrTimeout) })},
 		OwnerPassword: {closed(hsm.ErrOwnerAuth)},
 		LockedOut: {closed(hsm.ErrLockout), sick(func(s *Snapshot) {
