@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -230,6 +231,9 @@ func (a *Agent) auditList(ctx context.Context, call *control.Call) error {
 	var in AuditParams
 	if err := call.Params(&in); err != nil {
 		return err
+	}
+	if all := audit.Kinds(); in.Kind != "" && !slices.Contains(all, audit.Kind(in.Kind)) {
+		return control.Problemf(control.BadInput, fmt.Sprintf("use one of %s", all), "%q is no kind of entry", in.Kind)
 	}
 	v, err := a.open()
 	if err != nil {

@@ -106,8 +106,8 @@ func (a *Agent) bootStatus(ctx context.Context) (*BootStatus, error) {
 	}
 	for _, n := range slices.Sorted(slices.Values(b.Registers)) {
 		v := values[n]
-		s.Registers = append(s.Registers, BootRegister{n, hex.EncodeToString(v[:]), !values.Zero(n)})
-		s.Measured = s.Measured || !values.Zero(n)
+		s.Registers = append(s.Registers, BootRegister{n, hex.EncodeToString(v[:]), !values.Empty(n)})
+		s.Measured = s.Measured || !values.Empty(n)
 	}
 	if b.Approvals != nil {
 		for _, f := range b.Approvals() {

@@ -103,5 +103,9 @@ func ParsePCR(s string) (PCRs, error) {
 	return PCRs{n: [32]byte(v)}, nil
 }
 
-// Zero says whether nothing was ever measured into a register.
-func (p PCRs) Zero(register int) bool { return p[register] == [32]byte{} }
+// Empty says whether nothing was ever measured into a register: it holds zeros,
+// or ones, as those of a dynamic launch do before there was one.
+func (p PCRs) Empty(register int) bool {
+	v := p[register]
+	return v == [32]byte{} || !slices.ContainsFunc(v[:], func(b byte) bool { return b != 0xff })
+}

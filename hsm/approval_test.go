@@ -55,3 +55,13 @@ func FuzzApproval(f *testing.F) {
 		}
 	})
 }
+
+func TestEmptyRegisters(t *testing.T) {
+	ones := [32]byte([]byte(strings.Repeat("\xff", 32)))
+	p := PCRs{7: {}, 17: ones, 8: {1}, 18: {0xff}}
+	for register, want := range map[int]bool{7: true, 17: true, 8: false, 18: false} {
+		if p.Empty(register) != want {
+			t.Errorf("register %d: %v", register, !want)
+		}
+	}
+}

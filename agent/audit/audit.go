@@ -92,6 +92,16 @@ const (
 	IdentityCreated Kind = "identity-created" // the device's own key was made
 )
 
+// Kinds lists all that is logged.
+func Kinds() []Kind {
+	return []Kind{
+		Started, Provisioned, Enrolled, Installed, Enabled, Invalidated, Erased, CopyOffered,
+		CopyGiven, CopyDelivered, CopyReceived, CopyFailed, CopyLocked, CopyUnlocked, Recovered, RecoverySet,
+		FellBack, OlderAccepted, PINSet, PINCleared, PINWrong, Passphrase, BootPrepared, BootConfirmed,
+		LockoutSet, LockoutReset, SelfRevoked, SecurityCode, GatesRevoked, IdentityCreated,
+	}
+}
+
 // An Entry is one line of the log. It holds nothing secret.
 type Entry struct {
 	Seq  uint64 `cbor:"1,keyasint"` // from 1, without gaps

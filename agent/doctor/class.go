@@ -73,7 +73,7 @@ func keyClasses() []ClassInfo {
 		{BootChanged, 26, "firmware, boot loader or kernel are not those that the store key was sealed to",
 			"the store does not open under this boot",
 			"boot the system that it was sealed to, have this one approved (kagimori boot show), or recover: kagimori recovery start"},
-		{NotMeasured, 27, "the PCRs to bind to hold zeros: nothing measures the boot of this board",
+		{NotMeasured, 27, "the PCRs to bind to hold zeros, or ones: nothing measures the boot of this board",
 			"keys are bound to the chip only; another system booted on this board could use them",
 			"switch measured boot on in firmware and boot loader, or take [hsm] boot registers out of the configuration"},
 		{Passphrase, 28, "key storage is sealed under a passphrase that nobody has given since the start",

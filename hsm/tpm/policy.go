@@ -118,9 +118,8 @@ func (s selection) differ(a, b hsm.PCRs) (changed []int) {
 // measured refuses values that a register has when nothing was ever measured
 // into it: all zeros, or all ones in those of a dynamic launch.
 func measured(values hsm.PCRs) error {
-	for _, v := range values {
-		ones := !slices.ContainsFunc(v[:], func(b byte) bool { return b != 0xff })
-		if v != [pcrSize]byte{} && !ones {
+	for n := range values {
+		if !values.Empty(n) {
 			return nil
 		}
 	}
