@@ -48,6 +48,9 @@ func TestDoctorAfterOlderFile(t *testing.T) {
 					t.Errorf("a loss that is logged is a fault of the log: %+v", f)
 				}
 			}
+			if fb := s.vault().store.State().Fallback; fb == nil || fb.Way != store.WayAccepted {
+				t.Errorf("%+v", fb)
+			}
 			if !r.Has(doctor.StoreFallback) || r.Has(doctor.CopyStale) {
 				t.Errorf("%+v", r.Findings)
 			}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/hsm/hsmtest"
 	"github.com/kagimori/kagimori/transport"
 )
@@ -40,7 +41,7 @@ func TestFallbackIsReconciled(t *testing.T) {
 		}
 		s.start()
 		k := s.a.Status().Keys
-		if !k.Open || k.Incarnation != 1 || k.Fallback == nil || k.Fallback.Kept == "" || k.Next == "" {
+		if !k.Open || k.Incarnation != 1 || k.Fallback == nil || k.Fallback.Kept == "" || k.Fallback.Way != store.WayCopy || k.Next == "" {
 			t.Fatalf("%+v", k)
 		}
 		if !k.Recoverable {

@@ -128,14 +128,7 @@ func storeFindings(s *Snapshot) (list []Finding) {
 		return nil
 	}
 	if fb := st.Fallback; fb != nil {
-		text := fb.Lost
-		if !fb.At.IsZero() {
-			text = fmt.Sprintf("since %s: %s", stamp(fb.At), text)
-		}
-		if fb.Kept != "" {
-			text += "; the broken file is kept as " + fb.Kept
-		}
-		list = append(list, found(StoreFallback, Warning, text))
+		list = append(list, lossFinding(fb))
 	}
 	if st.Unfinished != "" {
 		list = append(list, found(CopyStale, Warning, st.Unfinished))
@@ -146,6 +139,27 @@ func storeFindings(s *Snapshot) (list []Finding) {
 		list = append(list, found(CounterGone, Warning, strings.TrimSuffix("the store has no counter: "+st.Unprotected, ": ")))
 	}
 	return list
+}
+
+// lossFinding says in which way the store went on.
+func lossFinding(fb *store.Fallback) Finding {
+	f := found(StoreFallback, Warning, "lost: "+fb.Lost)
+	kept := "the broken file"
+	switch fb.Way {
+	case store.WayAccepted:
+		f.Cause, kept = "an administrator accepted a store file that key storage could not vouch for: an older one, or the counter was gone", "the file that was there"
+		f.Consequence, f.Next = "what was written after that file is lost, as the text says", "let it connect to the server, which is told what is held here and puts things right; this goes away then"
+	case store.WayRecovered:
+		f.Cause, kept = "the store was recovered onto this key storage, whose counter does not know it", "the file that was there"
+		f.Consequence, f.Next = "if the file was not the newest, what was written after it is lost", "let it connect to the server, which is told what is held here and puts things right; this goes away then"
+	}
+	if !fb.At.IsZero() {
+		f.Text = fmt.Sprintf("on %s %s", stamp(fb.At), f.Text)
+	}
+	if fb.Kept != "" {
+		f.Text += "; " + kept + " is kept as " + fb.Kept
+	}
+	return f
 }
 
 func auditFindings(s *Snapshot) []Finding {

@@ -184,6 +184,25 @@ func TestNextStepIsThisProgramsOwn(t *testing.T) {
 	}
 }
 
+// What is said of a loss is what happened, with a step that fits.
+func TestLossSaysItsWay(t *testing.T) {
+	for way, words := range map[store.Way][3]string{
+		store.WayCopy:      {"the broken file is kept as x", "second copy", "look at the disk"},
+		store.WayAccepted:  {"the file that was there is kept as x", "an administrator accepted", "goes away then"},
+		store.WayRecovered: {"lost: two results", "was recovered", "goes away then"},
+	} {
+		f := Examine(sick(func(s *Snapshot) {
+			s.Store.Fallback = &store.Fallback{At: now, Kept: "x", Lost: "two results", Way: way}
+		})).Findings[0]
+		if f.Class != StoreFallback || !strings.Contains(f.Text, words[0]) || !strings.Contains(f.Cause, words[1]) || !strings.Contains(f.Next, words[2]) {
+			t.Errorf("%s: %+v", way, f)
+		}
+		if way != store.WayCopy && strings.Contains(f.Text+f.Cause+f.Next, "copy") {
+			t.Errorf("%s tells of a copy: %+v", way, f)
+		}
+	}
+}
+
 // A gap is told as one; after a loss that the log tells of it is no fault.
 func TestGapIsNoContradiction(t *testing.T) {
 	r := Examine(sick(func(s *Snapshot) { s.Audit.Gaps = []audit.Gap{{After: 3, Before: 7, Loss: true}} }))

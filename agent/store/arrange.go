@@ -128,7 +128,7 @@ func (p *plan) apply(tx *Tx) error {
 	}
 	if p.loss != "" {
 		tx.head.Incarnation++
-		tx.head.Loss = &loss{At: time.Now().Unix(), Lost: p.loss}
+		tx.head.Loss = &loss{At: time.Now().Unix(), Lost: p.loss, Way: WayRecovered}
 		if p.counter == nil { // what the old one says means nothing here
 			if err := tx.delete(bucketBlobs, counterBlob); err != nil {
 				return err

@@ -76,7 +76,19 @@ type Fallback struct {
 	At   time.Time `json:"at" cbor:"1,keyasint"`
 	Kept string    `json:"kept,omitempty" cbor:"2,keyasint,omitempty"` // the file that is not used any more
 	Lost string    `json:"lost" cbor:"3,keyasint"`                     // in plain words
+	Way  Way       `json:"way,omitempty" cbor:"4,keyasint,omitempty"`
 }
+
+// Way is how a store went on after a loss.
+type Way string
+
+// The ways: with the second copy, with a file that an administrator accepted, with
+// a key that was recovered and a file that no counter vouches for.
+const (
+	WayCopy      Way = "copy"
+	WayAccepted  Way = "accepted"
+	WayRecovered Way = "recovered"
+)
 
 // Slot is one sealing of the store key.
 type Slot struct {

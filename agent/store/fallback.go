@@ -46,7 +46,7 @@ func (o *opener) fallBack(ctx context.Context, c *Store, why error) (*Store, err
 		c.step("caught up")
 	}
 	lost := fmt.Sprintf("what was written since key change %d, such as ledger and outbox rows", c.head.Epoch)
-	if err := o.replace(ctx, c, lost, func(*Tx) error { return nil }); err != nil {
+	if err := o.replace(ctx, c, WayCopy, lost, func(*Tx) error { return nil }); err != nil {
 		return nil, fmt.Errorf("second copy: %w", err)
 	}
 	o.log.ErrorContext(ctx, "the store went on with its second copy", "path", o.cfg.Path, "lost", lost, "err", why)
@@ -73,7 +73,7 @@ func (o *opener) accept(ctx context.Context, main, other *Store, why error) (*St
 		}
 	}
 	lost := fmt.Sprintf("what was written after key change %d, which an administrator gave up", s.head.Epoch)
-	err = o.replace(ctx, s, lost, func(tx *Tx) error {
+	err = o.replace(ctx, s, WayAccepted, lost, func(tx *Tx) error {
 		switch {
 		case fresh != nil:
 			return tx.useNewCounter(fresh)
@@ -121,16 +121,16 @@ func (s *Store) renewCounter(ctx context.Context) (*counter, error) {
 // whose file is kept. In the new one the loss is noted already, so there is no
 // moment at which it is in use and does not know. amend may change more. When the
 // disk is full, the oldest of the broken files gives way.
-func (o *opener) replace(ctx context.Context, s *Store, lost string, amend func(*Tx) error) error {
+func (o *opener) replace(ctx context.Context, s *Store, way Way, lost string, amend func(*Tx) error) error {
 	kept, err := brokenName(o.cfg.Path)
 	if err != nil {
 		return err
 	}
-	err = o.replaceOnce(ctx, s, kept, lost, amend)
+	err = o.replaceOnce(ctx, s, way, kept, lost, amend)
 	if !errors.Is(err, ErrFull) || !o.dropBroken(ctx, kept) {
 		return err
 	}
-	return o.replaceOnce(ctx, s, kept, lost, amend)
+	return o.replaceOnce(ctx, s, way, kept, lost, amend)
 }
 
 // dropBroken removes the oldest broken file but for the one that is being kept,
@@ -148,7 +148,7 @@ func (o *opener) dropBroken(ctx context.Context, but string) bool {
 	return false
 }
 
-func (o *opener) replaceOnce(ctx context.Context, s *Store, kept, lost string, amend func(*Tx) error) (err error) {
+func (o *opener) replaceOnce(ctx context.Context, s *Store, way Way, kept, lost string, amend func(*Tx) error) (err error) {
 	defer func() {
 		if err != nil && noSpaceText(err) && !errors.Is(err, ErrFull) {
 			err = fmt.Errorf("%w (%w)", ErrFull, err)
@@ -168,7 +168,7 @@ func (o *opener) replaceOnce(ctx context.Context, s *Store, kept, lost string, a
 	_, err = n.change(func(tx *Tx) error {
 		tx.key = true
 		tx.head.Incarnation++
-		tx.head.Loss = &loss{At: time.Now().Unix(), Kept: kept, Lost: lost}
+		tx.head.Loss = &loss{At: time.Now().Unix(), Kept: kept, Lost: lost, Way: way}
 		return amend(tx)
 	}, nil)
 	if err = errors.Join(err, n.Close(), syncPath(temp)); err != nil {

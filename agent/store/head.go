@@ -35,13 +35,14 @@ type loss struct {
 	At   int64  `cbor:"1,keyasint"` // Unix seconds
 	Kept string `cbor:"2,keyasint,omitempty"`
 	Lost string `cbor:"3,keyasint"`
+	Way  Way    `cbor:"4,keyasint,omitempty"`
 }
 
 func (l *loss) public() *Fallback {
 	if l == nil {
 		return nil
 	}
-	return &Fallback{At: time.Unix(l.At, 0).UTC(), Kept: l.Kept, Lost: l.Lost}
+	return &Fallback{At: time.Unix(l.At, 0).UTC(), Kept: l.Kept, Lost: l.Lost, Way: l.Way}
 }
 
 const (

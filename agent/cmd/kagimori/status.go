@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kagimori/kagimori/agent"
+	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/control/verb"
 )
@@ -86,11 +87,22 @@ func keys(s *agent.Status) any {
 	case k.Reenroll:
 		return verb.Bad(text + "; the keys inside the earlier one are gone: enroll anew")
 	case k.Fallback != nil:
-		return verb.Warn(text + "; fell back " + verb.Time(k.Fallback.At) + ": lost " + k.Fallback.Lost)
+		return verb.Warn(text + "; " + wentOn(k.Fallback.Way) + " " + verb.Time(k.Fallback.At) + ": lost " + k.Fallback.Lost)
 	case k.NotMeasured:
 		return verb.Warn(text + "; the boot of this machine is not measured, so not bound to it")
 	}
 	return text
+}
+
+// wentOn says how the store went on after a loss.
+func wentOn(way store.Way) string {
+	switch way {
+	case store.WayAccepted:
+		return "a store file was accepted"
+	case store.WayRecovered:
+		return "the store was recovered"
+	}
+	return "fell back"
 }
 
 func link(s *agent.Status) any {
