@@ -9,12 +9,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -239,15 +241,27 @@ func (m *machine) until(what string, ok func() bool) {
 	}
 }
 
-// freePort asks the kernel for a free TCP port of the loopback interface.
+// nextPort is the port that freePort looks at next.
+var nextPort atomic.Int32
+
+// freePort gives a TCP port that nobody has. It comes from below the ports that
+// Linux gives to whoever connects (ip_local_port_range, from 32768), and is given
+// out once, so that neither another story nor a connection takes it first.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, last = 12000, 32000
+	nextPort.CompareAndSwap(0, first+rand.Int32N(last-first))
+	for range last - first {
+		port := int(nextPort.Add(1)-first)%(last-first) + first
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		l.Close()
+		return port
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no TCP port is free")
+	return 0
 }
 
 // lockedBuffer collects what several goroutines write.
