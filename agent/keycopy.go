@@ -271,7 +271,7 @@ func note(tx *store.Tx, r *copyRecord) error {
 }
 
 func newCopyRecord(r role, t *keycopy.Transaction) *copyRecord {
-	c := &copyRecord{Role: r, Txn: t.ID, Peer: t.Peer, Name: t.Name, Remote: t.Remote, Time: t.At.Unix(), Taken: t.Taken}
+	c := &copyRecord{Role: r, Txn: t.ID, Peer: t.Peer, Name: t.Name, Remote: t.Remote, Time: t.At, Taken: t.Taken()}
 	for _, e := range t.Items {
 		c.Items = append(c.Items, e.ID)
 	}

@@ -76,7 +76,7 @@ func tell(ev keycopy.Event, r role) KeycopyEvent {
 	}
 	if t := ev.Transaction; t != nil {
 		out.Remote, out.Peer, out.Device, out.Items = t.Remote, t.Name, &t.Peer, len(t.Items)
-		out.Keys, out.Held, out.More = keysOf(t.Items, t.Taken), heldOf(t.Withheld), t.More
+		out.Keys, out.Held, out.More = keysOf(t.Items, t.Taken()), heldOf(t.Withheld), int(t.More)
 	}
 	who := peerText(out.Peer, out.Device, out.Remote)
 	switch ev.Kind {

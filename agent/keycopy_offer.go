@@ -319,7 +319,7 @@ func (j sourceJournal) Offered(_ context.Context, t *keycopy.Transaction) error 
 
 // Received comes with the receipt.
 func (j sourceJournal) Received(_ context.Context, t *keycopy.Transaction) error {
-	j.vault.log.Info("keys copied", "to", t.Peer.Short(), "terminal", t.Name, "remote", t.Remote, "keys", len(t.Taken))
+	j.vault.log.Info("keys copied", "to", t.Peer.Short(), "terminal", t.Name, "remote", t.Remote, "keys", len(t.Taken()))
 	return j.note(audit.CopyDelivered, t)
 }
 

@@ -5,9 +5,15 @@ import "crypto/sha256"
 // CredentialKind is what a credential consists of (req: L2).
 type CredentialKind string
 
-// KindCertificate is an X.509 certificate with its private key. It is the one
-// kind so far; the list only grows.
-const KindCertificate CredentialKind = "certificate"
+// The kinds. The list only grows. All but KindCertificate have no Chain; which
+// forms of secret a kind takes is in its comment.
+const (
+	KindCertificate CredentialKind = "certificate" // X.509 with its private key: pkcs8 or, in a chip, tpm
+	KindSymmetric   CredentialKind = "symmetric"   // a key for authentication by challenge: hmac or raw
+	KindKeyPair     CredentialKind = "key-pair"    // a bare key pair: pkcs8 or tpm
+	KindLogin       CredentialKind = "login"       // login and password: password
+	KindEncryption  CredentialKind = "encryption"  // a key for encryption: raw
+)
 
 // Usage is which end of a connection a certificate proves.
 type Usage string
@@ -37,8 +43,19 @@ const (
 // SecretForm is how CredentialSecret.Bytes is encoded.
 type SecretForm string
 
-// SecretPKCS8 is a PKCS#8 private key in DER.
-const SecretPKCS8 SecretForm = "pkcs8"
+// The forms of a secret. The list only grows.
+const (
+	SecretPKCS8    SecretForm = "pkcs8"    // a PKCS#8 private key in DER
+	SecretRaw      SecretForm = "raw"      // 16 to 64 bytes of a symmetric key
+	SecretHMAC     SecretForm = "hmac"     // 32 to 64 bytes of an HMAC key
+	SecretPassword SecretForm = "password" // login, LF, password; UTF-8
+	// SecretTPM is an hsm.Blob: the key is in this terminal's chip. It is
+	// useless elsewhere and never on the wire.
+	SecretTPM SecretForm = "tpm"
+	// SecretDuplicate is such a key on its way to another chip: what TPM2_Import
+	// takes, padded to a fixed length. It opens in that chip alone.
+	SecretDuplicate SecretForm = "tpm2-dup"
+)
 
 // CredentialSecret is the part of a credential that must not be seen.
 type CredentialSecret struct {

@@ -39,8 +39,9 @@ const (
 	MaxKeycopyItems = 4096
 	// MaxKeycopyTotal bounds the encoded credentials of one transaction.
 	MaxKeycopyTotal = 16 << 20
-	// MaxKeycopySelect is how many ids a HELLO may ask for: more do not fit.
-	MaxKeycopySelect = 56
+	// MaxKeycopySelect is how many ids a HELLO may ask for: more do not fit
+	// beside a KeycopyParent.
+	MaxKeycopySelect = 42
 	// MaxKeycopyWithheld is how many refused credentials a manifest names; the
 	// rest are counted.
 	MaxKeycopyWithheld = 256
@@ -60,8 +61,7 @@ const (
 // KeycopyType is the type byte of a frame.
 type KeycopyType uint8
 
-// The frames. COMMIT, ACTIVATED and RESUME belong to moving and resuming and
-// are refused until those exist.
+// The frames. COMMIT and ACTIVATED are for transactions that move something.
 const (
 	KeycopyTypeHello     KeycopyType = 0x01 // Target to Source
 	KeycopyTypeHelloAck  KeycopyType = 0x02 // Source to Target
@@ -72,14 +72,15 @@ const (
 	KeycopyTypeCommit    KeycopyType = 0x07 // Source to Target
 	KeycopyTypeActivated KeycopyType = 0x08 // Target to Source
 	KeycopyTypeClose     KeycopyType = 0x09 // Source to Target
-	KeycopyTypeResume    KeycopyType = 0x0A // Target to Source
+	KeycopyTypeResume    KeycopyType = 0x0A // Target to Source, instead of HELLO
+	KeycopyTypeResumed   KeycopyType = 0x0B // Source to Target, answers RESUME
 	KeycopyTypeError     KeycopyType = 0x0F // either way; the last frame of a connection
 )
 
 var keycopyTypeText = map[KeycopyType]string{
 	KeycopyTypeHello: "HELLO", KeycopyTypeHelloAck: "HELLO_ACK", KeycopyTypeProof: "PROOF", KeycopyTypeGrant: "GRANT",
 	KeycopyTypeItem: "ITEM", KeycopyTypeReceipt: "RECEIPT", KeycopyTypeCommit: "COMMIT", KeycopyTypeActivated: "ACTIVATED",
-	KeycopyTypeClose: "CLOSE", KeycopyTypeResume: "RESUME", KeycopyTypeError: "ERROR",
+	KeycopyTypeClose: "CLOSE", KeycopyTypeResume: "RESUME", KeycopyTypeResumed: "RESUMED", KeycopyTypeError: "ERROR",
 }
 
 func (t KeycopyType) String() string {
@@ -98,8 +99,8 @@ type KeycopyFrame struct {
 // KeycopyMode is how the two ends authenticate and derive the item key.
 type KeycopyMode string
 
-// The modes. Only KeycopyPAKE is spoken; the others are the two flows of the
-// patent and are answered with KeycopyModeRefused.
+// The modes. KeycopyPAKE is the default. The other two are the flows of the
+// patent's figures 4 and 5; they need an identity certificate at both ends.
 const (
 	KeycopyPAKE   KeycopyMode = "pake"
 	KeycopyDirect KeycopyMode = "direct"
@@ -124,6 +125,47 @@ func (s KeycopySuite) String() string {
 		return "CPACE-RISTR255-SHA512 draft-irtf-cfrg-cpace-21"
 	}
 	return fmt.Sprintf("suite %d", uint8(s))
+}
+
+// A KeycopyPhase is where a transaction stands at one end, durably. It is
+// written before the frame that says so is sent. The list only grows.
+type KeycopyPhase uint8
+
+// The phases of a Source (below 16) and of a Target.
+const (
+	KeycopyOffered     KeycopyPhase = 1  // it is on record who gets what; keys may leave
+	KeycopyCommitted   KeycopyPhase = 2  // receipt is in; what moves is disabled here
+	KeycopyDone        KeycopyPhase = 3  // receipt is in; what moved is destroyed here
+	KeycopyReclaimed   KeycopyPhase = 4  // an administrator took back what moved
+	KeycopyAbandoned   KeycopyPhase = 5  // ended before a receipt; nothing has changed here
+	KeycopyStarted     KeycopyPhase = 16 // can be resumed without an operator
+	KeycopyStaged      KeycopyPhase = 17 // has all items; what is copied is in use, what moves is not
+	KeycopyActive      KeycopyPhase = 18 // what moved is in use
+	KeycopyClosed      KeycopyPhase = 19 // the Source has said that it is done
+	KeycopyUnreceipted KeycopyPhase = 20 // what was copied is in use, the Source took no receipt
+	KeycopyDropped     KeycopyPhase = 21 // ended; what was staged is destroyed
+)
+
+var keycopyPhaseText = map[KeycopyPhase]string{
+	KeycopyOffered: "offered", KeycopyCommitted: "committed", KeycopyDone: "done", KeycopyReclaimed: "reclaimed", KeycopyAbandoned: "abandoned",
+	KeycopyStarted: "started", KeycopyStaged: "staged", KeycopyActive: "active", KeycopyClosed: "closed", KeycopyUnreceipted: "unreceipted",
+	KeycopyDropped: "dropped",
+}
+
+func (p KeycopyPhase) String() string {
+	if s, ok := keycopyPhaseText[p]; ok {
+		return s
+	}
+	return fmt.Sprintf("phase %d", uint8(p))
+}
+
+// Open says whether the transaction goes on by itself when the two ends meet.
+func (p KeycopyPhase) Open() bool {
+	switch p {
+	case KeycopyOffered, KeycopyCommitted, KeycopyStarted, KeycopyStaged, KeycopyActive:
+		return true
+	}
+	return false
 }
 
 // A KeycopyChannel is what a run needs to know of the TLS connection below it.

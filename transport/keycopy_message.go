@@ -3,6 +3,7 @@ package transport
 import (
 	"crypto/sha256"
 	"fmt"
+	"slices"
 )
 
 // The bodies of the key copy's frames. What a MAC covers is a type of its own
@@ -29,7 +30,11 @@ var (
 	_ KeycopyMessage = (*KeycopyGrant)(nil)
 	_ KeycopyMessage = (*KeycopyItem)(nil)
 	_ KeycopyMessage = (*KeycopyReceipt)(nil)
+	_ KeycopyMessage = (*KeycopyCommit)(nil)
+	_ KeycopyMessage = (*KeycopyActivated)(nil)
 	_ KeycopyMessage = (*KeycopyClose)(nil)
+	_ KeycopyMessage = (*KeycopyResume)(nil)
+	_ KeycopyMessage = (*KeycopyResumed)(nil)
 	_ KeycopyMessage = (*KeycopyError)(nil)
 )
 
@@ -96,7 +101,22 @@ type KeycopyHelloBody struct {
 	Select  []Name        `cbor:"8,keyasint"`
 	Share   *KeycopyPoint `cbor:"9,keyasint,omitempty"`
 	Code    []byte        `cbor:"10,keyasint,omitempty"` // the sealed operator code of direct and kek
+	// Parent is where keys that live in a chip may go; nil without a chip.
+	Parent *KeycopyParent `cbor:"12,keyasint,omitempty"`
 }
+
+// A KeycopyParent is the storage key of the Target's TPM, and the fleet's word
+// that it is one (KEYCOPY §3.8).
+type KeycopyParent struct {
+	Public   []byte `cbor:"1,keyasint"` // TPMT_PUBLIC
+	Approval []byte `cbor:"2,keyasint"` // the fleet key's signature for it
+}
+
+// Bounds of a KeycopyParent, in bytes.
+const (
+	maxKeycopyParent   = 512
+	maxKeycopyApproval = 256
+)
 
 // KeycopyHello opens a run. Admit proves the security code.
 type KeycopyHello struct {
@@ -124,10 +144,23 @@ type KeycopyProof struct {
 }
 
 // KeycopyGrant proves the operator code in turn and says what comes. Manifest
-// is an encoded KeycopyManifest; Tag covers its SHA-256.
+// is an encoded KeycopyManifest; Tag covers its SHA-256. Ack and Admit are there
+// in modes direct and kek, which have no HELLO_ACK; KEK in mode kek, the sealed
+// key-encryption key.
 type KeycopyGrant struct {
-	Tag      KeycopyTag `cbor:"1,keyasint"`
-	Manifest []byte     `cbor:"2,keyasint"`
+	Tag      KeycopyTag       `cbor:"1,keyasint"`
+	Manifest []byte           `cbor:"2,keyasint"`
+	Ack      *KeycopyGrantAck `cbor:"3,keyasint,omitempty"`
+	Admit    *KeycopyTag      `cbor:"4,keyasint,omitempty"`
+	KEK      []byte           `cbor:"5,keyasint,omitempty"`
+}
+
+// KeycopyGrantAck stands in GRANT for the HELLO_ACK that modes direct and kek
+// do not have.
+type KeycopyGrantAck struct {
+	Source DeviceID `cbor:"1,keyasint"`
+	Nonce  [32]byte `cbor:"2,keyasint"`
+	Txn    ID       `cbor:"3,keyasint"`
 }
 
 // KeycopyItem is one CredentialRecord, sealed. Seq counts from 0.
@@ -153,15 +186,51 @@ type KeycopyReceipt struct {
 	Signature []byte     `cbor:"5,keyasint,omitempty"`
 }
 
-// KeycopyCloseBody is CLOSE less its MAC.
-type KeycopyCloseBody struct {
+// KeycopyStepBody is COMMIT, ACTIVATED or CLOSE less MAC and signature.
+type KeycopyStepBody struct {
 	Txn ID `cbor:"1,keyasint"`
 }
 
-// KeycopyClose says that the Source has recorded the receipt.
-type KeycopyClose struct {
-	KeycopyCloseBody
+// KeycopyCommit says that the Source has the receipt and uses what moves no
+// more: the Target may.
+type KeycopyCommit struct {
+	KeycopyStepBody
 	MAC KeycopyTag `cbor:"2,keyasint"`
+}
+
+// KeycopyActivated says that the Target uses what moves: the Source may destroy
+// it. Signature is as in RECEIPT.
+type KeycopyActivated struct {
+	KeycopyStepBody
+	MAC       KeycopyTag `cbor:"2,keyasint"`
+	Signature []byte     `cbor:"3,keyasint,omitempty"`
+}
+
+// KeycopyClose says that the Source has nothing left to do.
+type KeycopyClose struct {
+	KeycopyStepBody
+	MAC KeycopyTag `cbor:"2,keyasint"`
+}
+
+// KeycopyResumeBody is RESUME or RESUMED less its MAC. Phase is the sender's.
+type KeycopyResumeBody struct {
+	Txn   ID           `cbor:"1,keyasint"`
+	Phase KeycopyPhase `cbor:"2,keyasint"`
+	Nonce [32]byte     `cbor:"3,keyasint"`
+}
+
+// KeycopyResume opens a connection that goes on with a transaction. MAC is
+// under the transaction's resume key, which both ends keep.
+type KeycopyResume struct {
+	KeycopyResumeBody
+	MAC KeycopyTag `cbor:"4,keyasint"`
+}
+
+// KeycopyResumed answers it, and says where the transaction stands at the
+// Source: that alone may end it at the Target.
+type KeycopyResumed struct {
+	KeycopyResumeBody
+	MAC KeycopyTag `cbor:"4,keyasint"`
 }
 
 // KeycopyError ends a connection.
@@ -170,17 +239,24 @@ type KeycopyError struct {
 }
 
 // Frame implements KeycopyMessage.
-func (*KeycopyHello) Frame() KeycopyType    { return KeycopyTypeHello }
-func (*KeycopyHelloAck) Frame() KeycopyType { return KeycopyTypeHelloAck }
-func (*KeycopyProof) Frame() KeycopyType    { return KeycopyTypeProof }
-func (*KeycopyGrant) Frame() KeycopyType    { return KeycopyTypeGrant }
-func (*KeycopyItem) Frame() KeycopyType     { return KeycopyTypeItem }
-func (*KeycopyReceipt) Frame() KeycopyType  { return KeycopyTypeReceipt }
-func (*KeycopyClose) Frame() KeycopyType    { return KeycopyTypeClose }
-func (*KeycopyError) Frame() KeycopyType    { return KeycopyTypeError }
+func (*KeycopyHello) Frame() KeycopyType     { return KeycopyTypeHello }
+func (*KeycopyHelloAck) Frame() KeycopyType  { return KeycopyTypeHelloAck }
+func (*KeycopyProof) Frame() KeycopyType     { return KeycopyTypeProof }
+func (*KeycopyGrant) Frame() KeycopyType     { return KeycopyTypeGrant }
+func (*KeycopyItem) Frame() KeycopyType      { return KeycopyTypeItem }
+func (*KeycopyReceipt) Frame() KeycopyType   { return KeycopyTypeReceipt }
+func (*KeycopyCommit) Frame() KeycopyType    { return KeycopyTypeCommit }
+func (*KeycopyActivated) Frame() KeycopyType { return KeycopyTypeActivated }
+func (*KeycopyClose) Frame() KeycopyType     { return KeycopyTypeClose }
+func (*KeycopyResume) Frame() KeycopyType    { return KeycopyTypeResume }
+func (*KeycopyResumed) Frame() KeycopyType   { return KeycopyTypeResumed }
+func (*KeycopyError) Frame() KeycopyType     { return KeycopyTypeError }
 
 // maxKeycopySignature is the longest ASN.1 ECDSA P-256 signature, in bytes.
 const maxKeycopySignature = 72
+
+// maxKeycopyKEK is a sealed key-encryption key: 32 bytes and the tag, 16.
+const maxKeycopyKEK = 48
 
 // check leaves version, mode and suite alone: those have answers of their own.
 func (m *KeycopyHello) check() error {
@@ -200,18 +276,47 @@ func (m *KeycopyHello) check() error {
 		}
 		seen[id] = true
 	}
+	if p := m.Parent; p != nil && (len(p.Public) == 0 || len(p.Public) > maxKeycopyParent || len(p.Approval) == 0 || len(p.Approval) > maxKeycopyApproval) {
+		return fmt.Errorf("parent of %d bytes with an approval of %d", len(p.Public), len(p.Approval))
+	}
 	_, err := ParseName(string(m.CodeID.Group))
 	return err
 }
 
 func (*KeycopyHelloAck) check() error { return nil }
 func (*KeycopyProof) check() error    { return nil }
+func (*KeycopyCommit) check() error   { return nil }
 func (*KeycopyClose) check() error    { return nil }
 func (*KeycopyError) check() error    { return nil }
 
 func (m *KeycopyGrant) check() error {
 	if len(m.Manifest) == 0 {
 		return fmt.Errorf("no manifest")
+	}
+	if (m.Ack == nil) != (m.Admit == nil) || len(m.KEK) > 0 && m.Ack == nil || len(m.KEK) > maxKeycopyKEK {
+		return fmt.Errorf("fields of no mode")
+	}
+	return nil
+}
+
+func (m *KeycopyActivated) check() error { return checkSignature(m.Signature) }
+func (m *KeycopyResume) check() error {
+	return checkPhase(m.Phase, KeycopyStarted, KeycopyStaged, KeycopyActive)
+}
+func (m *KeycopyResumed) check() error {
+	return checkPhase(m.Phase, KeycopyOffered, KeycopyCommitted, KeycopyDone, KeycopyReclaimed, KeycopyAbandoned)
+}
+
+func checkPhase(p KeycopyPhase, known ...KeycopyPhase) error {
+	if !slices.Contains(known, p) {
+		return fmt.Errorf("%s where one of %s was expected", p, known)
+	}
+	return nil
+}
+
+func checkSignature(signature []byte) error {
+	if len(signature) > maxKeycopySignature {
+		return fmt.Errorf("signature of %d bytes", len(signature))
 	}
 	return nil
 }
@@ -228,8 +333,5 @@ func (m *KeycopyReceipt) check() error {
 	if len(m.Status) > MaxKeycopyItems/8 {
 		return fmt.Errorf("status of %d bytes", len(m.Status))
 	}
-	if len(m.Signature) > maxKeycopySignature {
-		return fmt.Errorf("signature of %d bytes", len(m.Signature))
-	}
-	return nil
+	return checkSignature(m.Signature)
 }

@@ -24,11 +24,16 @@ func everyKeycopy(t testing.TB) []KeycopyMessage {
 		&KeycopyHello{direct, KeycopyTag{5}},
 		&KeycopyHelloAck{KeycopyHelloAckBody{DeviceID{6}, [32]byte{7}, ID{8}, KeycopyPoint{9}}, KeycopyTag{10}},
 		&KeycopyProof{KeycopyTag{11}},
-		&KeycopyGrant{KeycopyTag{12}, manifest},
+		&KeycopyGrant{Tag: KeycopyTag{12}, Manifest: manifest},
+		&KeycopyGrant{KeycopyTag{12}, manifest, &KeycopyGrantAck{DeviceID{6}, [32]byte{7}, ID{8}}, &KeycopyTag{10}, []byte{13}},
 		&KeycopyItem{1, "cr-1", []byte{13}},
 		&KeycopyReceipt{KeycopyReceiptBody{ID{14}, KeycopyTag{15}, []byte{1}}, KeycopyTag{16}, nil},
 		&KeycopyReceipt{KeycopyReceiptBody{ID{14}, KeycopyTag{15}, []byte{1}}, KeycopyTag{16}, []byte{17}},
-		&KeycopyClose{KeycopyCloseBody{ID{18}}, KeycopyTag{19}},
+		&KeycopyCommit{KeycopyStepBody{ID{18}}, KeycopyTag{19}},
+		&KeycopyActivated{KeycopyStepBody{ID{18}}, KeycopyTag{19}, []byte{17}},
+		&KeycopyClose{KeycopyStepBody{ID{18}}, KeycopyTag{19}},
+		&KeycopyResume{KeycopyResumeBody{ID{18}, KeycopyStaged, [32]byte{7}}, KeycopyTag{19}},
+		&KeycopyResumed{KeycopyResumeBody{ID{18}, KeycopyCommitted, [32]byte{7}}, KeycopyTag{19}},
 		&KeycopyError{KeycopyAuthFailed},
 	}
 }
@@ -57,7 +62,7 @@ func TestKeycopyGoldenBytes(t *testing.T) {
 	}
 	fmt.Fprintf(&got, "manifest %s\n", hex.EncodeToString(manifest))
 	compareGolden(t, "testdata/keycopy.golden", got.Bytes())
-	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 11 {
+	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 16 {
 		t.Errorf("%d lines in the table", n)
 	}
 }

@@ -27,7 +27,7 @@ func TestCopy(t *testing.T) {
 			}
 			r.wantInstalled(t, r.records)
 			r.wantWiped(t)
-			if got := r.ended(t); got.Reason != EndDelivered || len(got.Transaction.Taken) != n || got.Transaction.Peer != r.targetConfig.Device {
+			if got := r.ended(t); got.Reason != EndDelivered || len(got.Transaction.Taken()) != n || got.Transaction.Peer != r.targetConfig.Device {
 				t.Errorf("outcome %+v", got)
 			}
 			if r.target.Usable() || r.sourceLedger.failures()+r.targetLedger.failures() != 0 {

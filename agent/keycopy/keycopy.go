@@ -96,20 +96,3 @@ func (e *End) tell(ev Event) {
 		e.Progress(ev)
 	}
 }
-
-// A Transaction is one run after both ends have proven the codes.
-type Transaction struct {
-	ID     transport.ID
-	Peer   transport.DeviceID // as the other end says, under both codes
-	Name   transport.Name     // its terminal name, proven by identity certificate; else empty
-	Remote string             // its network address
-	At     time.Time
-	// Items are the credentials offered, Withheld those that are not, More the
-	// number of further ones that are not.
-	Items    []transport.KeycopyEntry
-	Withheld []transport.KeycopyWithheld
-	More     int
-	// Taken lists the items that the Target has installed. On the Source it is
-	// set once the receipt is in.
-	Taken []transport.Name
-}

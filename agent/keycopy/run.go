@@ -176,14 +176,14 @@ func sameDevice(peer transport.Name, key []byte, claimed transport.DeviceID) err
 	return nil
 }
 
-// with is t after the Target has installed the items taken.
-func (t *Transaction) with(taken []transport.Name) *Transaction {
-	after := *t
-	after.Taken = taken
-	return &after
+func newTransaction(side transport.KeycopySide, id transport.ID, peer transport.DeviceID, ch *transport.KeycopyChannel, at time.Time, m *transport.KeycopyManifest) *Transaction {
+	return &Transaction{ID: id, Side: side, Mode: transport.KeycopyPAKE, Peer: peer, Name: ch.Peer, Remote: ch.Remote, At: at.Unix(),
+		KeycopyManifest: transport.KeycopyManifest{Items: slices.Clone(m.Items), Withheld: slices.Clone(m.Withheld), More: m.More}}
 }
 
-func newTransaction(id transport.ID, peer transport.DeviceID, ch *transport.KeycopyChannel, at time.Time, m *transport.KeycopyManifest) *Transaction {
-	return &Transaction{ID: id, Peer: peer, Name: ch.Peer, Remote: ch.Remote, At: at,
-		Items: slices.Clone(m.Items), Withheld: slices.Clone(m.Withheld), More: int(m.More)}
+// with is t after the Target has installed the items whose bits are set.
+func (t *Transaction) with(status []byte) *Transaction {
+	after := *t
+	after.Status = status
+	return &after
 }

@@ -126,10 +126,10 @@ func TestCopyOverTLS(t *testing.T) {
 					t.Fatal(err)
 				}
 				outcome := r.ended(t)
-				if deal.Peer != r.sourceConfig.Device || deal.Name != sourceName || len(deal.Taken) != n {
-					t.Errorf("Target's view: %s %q, %d taken", deal.Peer.Short(), deal.Name, len(deal.Taken))
+				if deal.Peer != r.sourceConfig.Device || deal.Name != sourceName || len(deal.Taken()) != n {
+					t.Errorf("Target's view: %s %q, %d taken", deal.Peer.Short(), deal.Name, len(deal.Taken()))
 				}
-				if got := outcome.Transaction; outcome.Reason != EndDelivered || got.ID != deal.ID || got.Peer != r.targetConfig.Device || got.Name != targetName || len(got.Taken) != n {
+				if got := outcome.Transaction; outcome.Reason != EndDelivered || got.ID != deal.ID || got.Peer != r.targetConfig.Device || got.Name != targetName || len(got.Taken()) != n {
 					t.Errorf("Source's view: %+v", outcome)
 				}
 				r.wantInstalled(t, r.records)
@@ -220,7 +220,7 @@ func TestTargetsRace(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
-			case err == nil && len(deal.Taken) == 3:
+			case err == nil && len(deal.Taken()) == 3:
 				won++
 			case errors.Is(err, transport.KeycopyBusy) || errors.Is(err, transport.KeycopyNotArmed):
 				refused++
@@ -268,7 +268,7 @@ func TestCancelledServe(t *testing.T) {
 	wg.Go(func() { r.source.Watch(ctx) })
 	deal, err := r.fetch(t, r.offer(t, ca.config()), ca.config())
 	wg.Wait()
-	if !errors.Is(err, ErrNotClosed) && err != nil || len(deal.Taken) != 1 {
+	if !errors.Is(err, ErrNotClosed) && err != nil || len(deal.Taken()) != 1 {
 		t.Errorf("%v", err)
 	}
 	if o := r.ended(t); o.Reason != EndDisarmed {

@@ -189,7 +189,7 @@ func TestTranscriptVectors(t *testing.T) {
 	tr.add("ITEM", frames[4].Body)
 	check("receipt mac", mac(key("receipt"), th, less(t, receipt.KeycopyReceiptBody)), receipt.MAC[:])
 	tr.add("RECEIPT", frames[5].Body)
-	check("close mac", mac(key("close"), th, less(t, end.KeycopyCloseBody)), end.MAC[:])
+	check("close mac", mac(key("close"), th, less(t, end.KeycopyStepBody)), end.MAC[:])
 	tr.add("CLOSE", frames[6].Body)
 	if len(tr) != 42 {
 		t.Errorf("%d values", len(tr))

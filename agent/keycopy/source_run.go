@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/bits"
 
 	"github.com/kagimori/kagimori/transport"
 )
@@ -226,7 +225,7 @@ func (r *sourceRun) prepareGrant(ctx context.Context) error {
 	if err != nil {
 		return fail(transport.KeycopyAborted, err)
 	}
-	r.deal = newTransaction(r.txn, r.hello.Target, &r.channel, now, &r.offer.KeycopyManifest)
+	r.deal = newTransaction(transport.KeycopySource, r.txn, r.hello.Target, &r.channel, now, &r.offer.KeycopyManifest)
 	if err := cfg.Journal.Offered(ctx, r.deal); err != nil {
 		return fail(transport.KeycopyStoreFailed, fmt.Errorf("record the offer: %w", err))
 	}
@@ -269,11 +268,10 @@ func (r *sourceRun) consumeReceipt(ctx context.Context, f transport.KeycopyFrame
 	if err := r.checkSignature(&m, body); err != nil {
 		return err
 	}
-	taken, err := readStatus(m.Status, r.deal.Items)
-	if err != nil {
+	if err := checkStatus(m.Status, len(r.deal.Items)); err != nil {
 		return fail(transport.KeycopyProtocol, err)
 	}
-	r.deal = r.deal.with(taken)
+	r.deal = r.deal.with(m.Status)
 	r.source.note(r.deal)
 	cfg := &r.source.cfg
 	if err := cfg.Journal.Received(ctx, r.deal); err != nil {
@@ -282,7 +280,7 @@ func (r *sourceRun) consumeReceipt(ctx context.Context, f transport.KeycopyFrame
 	r.source.received()
 	r.received = true
 	r.state = sourceClose
-	cfg.tell(r.event(EventInstalled, Event{Items: len(r.deal.Taken)}))
+	cfg.tell(r.event(EventInstalled, Event{Items: len(r.deal.Taken())}))
 	return nil
 }
 
@@ -308,8 +306,8 @@ func (r *sourceRun) checkSignature(m *transport.KeycopyReceipt, body []byte) err
 }
 
 func (r *sourceRun) createClose() (f transport.KeycopyFrame, more bool, err error) {
-	m := transport.KeycopyClose{KeycopyCloseBody: transport.KeycopyCloseBody{Txn: r.txn}}
-	body, err := transport.Marshal(m.KeycopyCloseBody)
+	m := transport.KeycopyClose{KeycopyStepBody: transport.KeycopyStepBody{Txn: r.txn}}
+	body, err := transport.Marshal(m.KeycopyStepBody)
 	if err != nil {
 		return f, false, fail(transport.KeycopyAborted, err)
 	}
@@ -354,23 +352,13 @@ func (r *sourceRun) code(id transport.KeycopyCodeID) (SecurityCode, bool) {
 	return SecurityCode{}, false
 }
 
-// readStatus lists the items whose bit is set.
-func readStatus(status []byte, items []transport.KeycopyEntry) ([]transport.Name, error) {
-	if len(status) != (len(items)+7)/8 {
-		return nil, fmt.Errorf("status of %d bytes for %d items", len(status), len(items))
+// checkStatus refuses a status that is not of n items.
+func checkStatus(status []byte, n int) error {
+	if len(status) != (n+7)/8 {
+		return fmt.Errorf("status of %d bytes for %d items", len(status), n)
 	}
-	taken := make([]transport.Name, 0, len(items))
-	set := 0
-	for i, b := range status {
-		set += bits.OnesCount8(b)
-		for bit := range 8 {
-			if n := 8*i + bit; b>>bit&1 == 1 && n < len(items) {
-				taken = append(taken, items[n].ID)
-			}
-		}
+	if n%8 != 0 && status[n/8]>>(n%8) != 0 {
+		return errors.New("status for items that are not there")
 	}
-	if set != len(taken) {
-		return nil, errors.New("status for items that are not there")
-	}
-	return taken, nil
+	return nil
 }

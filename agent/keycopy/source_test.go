@@ -68,7 +68,7 @@ func TestOneTargetAtATime(t *testing.T) {
 		t.Errorf("%s", state)
 	}
 	third.end(errDisk)
-	if o := r.ended(t); o.Reason != EndAborted || o.Transaction == nil || o.Transaction.Taken != nil {
+	if o := r.ended(t); o.Reason != EndAborted || o.Transaction == nil || o.Transaction.Status != nil {
 		t.Errorf("%+v", o)
 	}
 }
@@ -194,16 +194,15 @@ func TestSourceIsHeldToItsIdentity(t *testing.T) {
 // A receipt for some of the items is believed for those; one for items that
 // are not there is not.
 func TestReceiptStatus(t *testing.T) {
-	entries := make([]transport.KeycopyEntry, 10)
-	for i := range entries {
-		entries[i].ID = transport.Name(string(rune('a' + i)))
+	deal := &Transaction{Status: []byte{0b1000_0101, 0b10}}
+	for i := range 10 {
+		deal.Items = append(deal.Items, transport.KeycopyEntry{ID: transport.Name(string(rune('a' + i)))})
 	}
-	taken, err := readStatus([]byte{0b1000_0101, 0b10}, entries)
-	if want := []transport.Name{"a", "c", "h", "j"}; err != nil || !slices.Equal(taken, want) {
-		t.Errorf("%v, %v", taken, err)
+	if want := []transport.Name{"a", "c", "h", "j"}; checkStatus(deal.Status, 10) != nil || !slices.Equal(deal.Taken(), want) {
+		t.Errorf("%v", deal.Taken())
 	}
 	for _, status := range [][]byte{nil, {1}, {1, 1, 1}, {0, 0b100}} {
-		if _, err := readStatus(status, entries); err == nil {
+		if err := checkStatus(status, 10); err == nil {
 			t.Errorf("%b accepted", status)
 		}
 	}

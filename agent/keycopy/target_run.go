@@ -212,7 +212,7 @@ func (r *targetRun) consumeGrant(ctx context.Context, f transport.KeycopyFrame) 
 		return fail(transport.KeycopyProtocol, err)
 	}
 	r.entries = manifest.Items
-	r.deal = newTransaction(r.ack.Txn, r.ack.Source, &r.channel, cfg.Clock().Date, manifest)
+	r.deal = newTransaction(transport.KeycopyTarget, r.ack.Txn, r.ack.Source, &r.channel, cfg.Clock().Date, manifest)
 	cfg.tell(r.event(EventGranted, Event{Items: len(r.entries)}))
 	if len(r.entries) == 0 {
 		return fail(transport.KeycopyManifestRejected, errors.New("the old terminal offers no credential"))
@@ -266,22 +266,23 @@ func (r *targetRun) install(ctx context.Context) error {
 	}
 	WipeRecords(r.records)
 	r.target.code.Wipe()
-	taken := make([]transport.Name, 0, len(r.entries))
-	for _, e := range r.entries {
-		taken = append(taken, e.ID)
-	}
-	r.deal = r.deal.with(taken)
+	r.deal = r.deal.with(r.status())
 	r.state = targetReceipt
 	cfg.tell(r.event(EventInstalled, Event{Items: len(r.entries)}))
 	return nil
 }
 
-func (r *targetRun) createReceipt() (transport.KeycopyFrame, error) {
-	m := transport.KeycopyReceipt{KeycopyReceiptBody: transport.KeycopyReceiptBody{Txn: r.ack.Txn, Manifest: r.keys.manifest,
-		Status: make([]byte, (len(r.entries)+7)/8)}}
+// status says that all items are installed.
+func (r *targetRun) status() []byte {
+	status := make([]byte, (len(r.entries)+7)/8)
 	for n := range r.entries {
-		m.Status[n/8] |= 1 << (n % 8)
+		status[n/8] |= 1 << (n % 8)
 	}
+	return status
+}
+
+func (r *targetRun) createReceipt() (transport.KeycopyFrame, error) {
+	m := transport.KeycopyReceipt{KeycopyReceiptBody: transport.KeycopyReceiptBody{Txn: r.ack.Txn, Manifest: r.keys.manifest, Status: r.deal.Status}}
 	body, err := transport.Marshal(m.KeycopyReceiptBody)
 	if err != nil {
 		return transport.KeycopyFrame{}, fail(transport.KeycopyAborted, err)
@@ -302,7 +303,7 @@ func (r *targetRun) consumeClose(f transport.KeycopyFrame) error {
 	if err := transport.DecodeKeycopy(f, &m); err != nil {
 		return fail(transport.KeycopyProtocol, err)
 	}
-	body, err := transport.Marshal(m.KeycopyCloseBody)
+	body, err := transport.Marshal(m.KeycopyStepBody)
 	if err != nil {
 		return fail(transport.KeycopyProtocol, err)
 	}
