@@ -18,13 +18,13 @@ func TestBundleThatMayNotBeRead(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readBundle(path); !strings.Contains(control.AsProblem(err).Next, "sudo") {
+	if _, err := bundleFile.read(path); !strings.Contains(control.AsProblem(err).Next, "sudo") {
 		t.Errorf("%+v", control.AsProblem(err))
 	}
 }
 
 func TestBundleThatIsNotThere(t *testing.T) {
-	if _, err := readBundle(filepath.Join(t.TempDir(), "none")); !strings.HasPrefix(control.AsProblem(err).Next, "name the bundle file") {
+	if _, err := bundleFile.read(filepath.Join(t.TempDir(), "none")); !strings.HasPrefix(control.AsProblem(err).Next, "name the bundle file") {
 		t.Errorf("%+v", control.AsProblem(err))
 	}
 }

@@ -231,29 +231,14 @@ through relays; the rest waits until the device is enrolled anew with a bundle o
 line of standard input.`,
 		Example: "  " + p.Name + " recovery import /media/usb/nav-001.recovery",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			file, err := readRecoveryFile(args[0])
-			if err != nil {
-				return err
-			}
-			passphrase, err := verb.ReadSecret(cmd, "Passphrase: ")
-			if err != nil {
-				return err
-			}
-			defer passphrase.Wipe()
-			c, err := verb.Dial(cmd)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			in := agent.RecoveryImportParams{File: file}
-			if in.Passphrase, err = c.Seal(cmd.Context(), agent.LabelRecovery, passphrase); err != nil {
-				return err
-			}
-			var r agent.RecoveryImported
-			if err := c.Call(cmd.Context(), p.Interface+".RecoveryImport", in, &r); err != nil {
-				return err
-			}
-			return verb.Print(cmd, r, func(w io.Writer) { showImported(w, &r) })
+			return recoveryFile.take(cmd, args[0], func(c *control.Client, file []byte, passphrase string) error {
+				var r agent.RecoveryImported
+				in := agent.RecoveryImportParams{File: file, Passphrase: passphrase}
+				if err := c.Call(cmd.Context(), p.Interface+".RecoveryImport", in, &r); err != nil {
+					return err
+				}
+				return verb.Print(cmd, r, func(w io.Writer) { showImported(w, &r) })
+			})
 		},
 	}
 }
@@ -284,18 +269,4 @@ func credentials(n int) string {
 	return fmt.Sprintf("%d credentials", n)
 }
 
-func readRecoveryFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, control.Problemf(control.BadInput, "name the recovery file that was made with recovery export, and that this user may read", "%w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, transport.MaxRecoveryFile+1))
-	if err != nil {
-		return nil, control.Problemf(control.BadInput, "copy the file again from where it is kept", "read recovery file: %w", err)
-	}
-	if len(data) > transport.MaxRecoveryFile {
-		return nil, control.Problemf(control.BadInput, "name the recovery file that was made with recovery export", "%s is too large for a recovery file", path)
-	}
-	return data, nil
-}
+var recoveryFile = sealedFile{"recovery file", agent.LabelRecovery, transport.MaxRecoveryFile, "name the recovery file that was made with recovery export"}
