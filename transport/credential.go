@@ -117,13 +117,17 @@ type CredentialCertificate struct {
 
 // CredentialClaim reports a holding that did not come from the server, such as
 // one that was copied, with proof (DESIGN D7): a signature by the credential's
-// key (ECDSA, ASN.1) over ClaimDigest. Source is the device it came from.
+// key (ECDSA, ASN.1) over ClaimDigest. Source is the device it came from. Txn
+// and Transfer say by which key copy, and whether Source was to give it up; both
+// are absent in claims from before there was such a record.
 type CredentialClaim struct {
 	Credential Name     `cbor:"1,keyasint"`
 	Nonce      [32]byte `cbor:"2,keyasint"`
 	Source     DeviceID `cbor:"3,keyasint"`
 	Time       int64    `cbor:"4,keyasint"` // when it was copied, Unix seconds; 0: unknown
 	Signature  []byte   `cbor:"5,keyasint"`
+	Txn        *ID      `cbor:"6,keyasint,omitempty"`
+	Transfer   Transfer `cbor:"7,keyasint,omitempty"` // copy or move
 }
 
 // CredentialClaimed says that the holding is in the inventory, and how its

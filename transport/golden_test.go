@@ -48,6 +48,12 @@ func every() []Body {
 			Code: &WrappedCode{Group: "default", Epoch: 2, Public: []byte{44}, Duplicate: []byte{45}, Seed: []byte{46}}},
 		&Fault{Code: FaultAttest, Text: "why"},
 		&TerminalState{Incarnation: 1, Recovery: 2, Report: &TerminalReport{Holds: []Name{"cr-1"}}},
+		&CredentialClaim{Credential: "cr-1", Nonce: [32]byte{18}, Source: DeviceID{19}, Time: 1e9, Signature: []byte{20}, Txn: &ID{47}, Transfer: TransferMove},
+		&KeycopyReport{Txn: ID{47}, Side: KeycopySource, Peer: DeviceID{48}, PeerName: "nav-002", Mode: KeycopyPAKE, Phase: KeycopyDone, At: 1e9, Changed: 1e9 + 1, Forced: true,
+			Signature: []byte{49}, Total: 2, Offset: 1, Items: []KeycopyReportedItem{{ID: "cr-1", Transfer: TransferMove, Taken: true}}},
+		&KeycopyReported{Txn: ID{47}, Phase: KeycopyDone, Offset: 1},
+		&KeycopySettle{Txn: ID{47}, Side: KeycopyTarget, Peer: DeviceID{50}, Want: KeycopyActive},
+		&KeycopySettled{Txn: ID{47}, Why: "why"},
 	}
 }
 
@@ -62,7 +68,7 @@ func TestGoldenBytes(t *testing.T) {
 		fmt.Fprintf(&got, "%s %s\n", body.Type(), hex.EncodeToString(payload))
 	}
 	compareGolden(t, "testdata/wire.golden", got.Bytes())
-	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 31 {
+	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 36 {
 		t.Errorf("%d messages in the table", n)
 	}
 }
@@ -105,6 +111,7 @@ func FuzzEnvelope(f *testing.F) {
 			opener[CommandNext], opener[CommandResult], opener[CommandAck], opener[CredentialRequest], opener[CredentialCertificate],
 			opener[CredentialClaim], opener[CredentialClaimed], opener[ServiceRevoked], opener[Fault],
 			opener[TerminalState], opener[TerminalNoted], opener[RecoveryRequest], opener[RecoveryState], opener[RecoveryRelease], opener[RecoveryTaken],
+			opener[KeycopyReport], opener[KeycopyReported], opener[KeycopySettle], opener[KeycopySettled],
 		} {
 			body, err := open(e)
 			if err != nil {
