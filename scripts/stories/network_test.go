@@ -14,6 +14,7 @@ type network struct {
 	t      *testing.T
 	prefix string // of the names of the namespaces
 	hosts  int
+	cables int
 }
 
 func newNetwork(t *testing.T) *network {
