@@ -31,11 +31,13 @@ type KeycopyReport struct {
 	Changed  int64        `cbor:"8,keyasint"` // when it came to Phase
 	// Forced is set if an administrator reclaimed or activated.
 	Forced bool `cbor:"9,keyasint"`
-	// Signature is the Target's receipt, as the Source has it on record.
+	// Signature is of the Target's receipt, as the Source has it on record, and
+	// Signed the KeycopySigned that it is over.
 	Signature []byte                `cbor:"10,keyasint,omitempty"`
 	Total     uint32                `cbor:"11,keyasint"` // items of the transaction
 	Offset    uint32                `cbor:"12,keyasint"` // of Items in them
 	Items     []KeycopyReportedItem `cbor:"13,keyasint"`
+	Signed    []byte                `cbor:"14,keyasint,omitempty"`
 }
 
 // A KeycopyReportedItem is one item of a transaction. Taken says that the
