@@ -46,6 +46,8 @@ const (
 	PurposePIN     Purpose = 5
 	PurposeBoot    Purpose = 6
 	PurposeAttest  Purpose = 7
+	// PurposeMigrate is a signing key that may go to another chip (Migrator).
+	PurposeMigrate Purpose = 8
 )
 
 // String names the purpose in errors.
@@ -65,6 +67,8 @@ func (p Purpose) String() string {
 		return "secret sealed to a boot"
 	case PurposeAttest:
 		return "attestation key"
+	case PurposeMigrate:
+		return "signing key that may move to another chip"
 	}
 	return fmt.Sprintf("purpose %d", byte(p))
 }
@@ -123,7 +127,7 @@ func Decode(b Blob) (Item, error) {
 		return Item{}, fmt.Errorf("%w: version %d, this program knows %d", ErrBlob, b[0], blobVersion)
 	}
 	i := Item{Kind: Kind(b[1]), Purpose: Purpose(b[2]), Owner: [OwnerSize]byte(b[3:fixedSize])}
-	if i.Kind != KindFile && i.Kind != KindTPM || i.Purpose < PurposeSeal || i.Purpose > PurposeAttest {
+	if i.Kind != KindFile && i.Kind != KindTPM || i.Purpose < PurposeSeal || i.Purpose > PurposeMigrate {
 		return Item{}, fmt.Errorf("%w: %v, %v", ErrBlob, i.Kind, i.Purpose)
 	}
 	var ok bool

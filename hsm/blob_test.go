@@ -47,7 +47,7 @@ func TestBlobRefused(t *testing.T) {
 		t.Errorf("too long: %v", err)
 	}
 	for at := range 3 { // version, kind, purpose
-		for _, v := range []byte{0, 8, 255} {
+		for _, v := range []byte{0, 9, 255} {
 			bad := bytes.Clone(good)
 			bad[at] = v
 			if _, err := hsm.Decode(bad); !errors.Is(err, hsm.ErrBlob) {

@@ -160,6 +160,24 @@ func (p *TPM) TryTool(name string, args ...string) (string, error) {
 	return out.String(), nil
 }
 
+// Put writes a file for Tool, Get reads one that it wrote.
+func (p *TPM) Put(t testing.TB, name string, content []byte) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(p.dir, name), content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Get reads a file that Tool wrote.
+func (p *TPM) Get(t testing.TB, name string) []byte {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(p.dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
 // Attributes has tpm2-tools print the attributes of what a blob of hsm/tpm holds.
 func (p *TPM) Attributes(b hsm.Blob) string {
 	p.t.Helper()
@@ -168,7 +186,10 @@ func (p *TPM) Attributes(b hsm.Blob) string {
 		p.t.Fatal(err)
 	}
 	area := item.Public
-	if item.Purpose == hsm.PurposeBoot { // what it is sealed to stands before
+	switch item.Purpose {
+	case hsm.PurposeMigrate: // an authority stands before
+		area = area[64:]
+	case hsm.PurposeBoot: // what it is sealed to stands before
 		area = area[bytes.Index(area, []byte{0x00, 0x08, 0x00, 0x0b}):]
 	}
 	if err := os.WriteFile(filepath.Join(p.dir, "o.pub"), append(binary.BigEndian.AppendUint16(nil, uint16(len(area))), area...), 0o600); err != nil {

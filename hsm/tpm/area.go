@@ -24,6 +24,7 @@ const (
 	attrUserWithAuth    = 1 << 6
 	attrAdminWithPolicy = 1 << 7
 	attrNoDA            = 1 << 10
+	attrEncryptedDup    = 1 << 11 // it leaves wrapped twice, or not at all
 	attrRestricted      = 1 << 16
 	attrDecrypt         = 1 << 17
 	attrSign            = 1 << 18
@@ -54,8 +55,8 @@ func macArea(attributes uint32) area {
 
 // signArea is an ECDSA key over P-256 for digests of SHA-256. It encrypts
 // nothing, and has no KDF.
-func signArea(attributes uint32) area {
-	return newArea(tpm2.TPMAlgECC, attributes|attrSign, nil, tpm2.TPMAlgNull, tpm2.TPMAlgECDSA, tpm2.TPMAlgSHA256, curveP256, tpm2.TPMAlgNull)
+func signArea(attributes uint32, policy ...byte) area {
+	return newArea(tpm2.TPMAlgECC, attributes|attrSign, policy, tpm2.TPMAlgNull, tpm2.TPMAlgECDSA, tpm2.TPMAlgSHA256, curveP256, tpm2.TPMAlgNull)
 }
 
 // rootArea is the storage root key of TCG's provisioning guidance (7.5.1): P-256,

@@ -171,26 +171,7 @@ func (m *Module) ImportWrapped(ctx context.Context, key hsm.Wrapped) (hsm.Blob, 
 }
 
 func (c *chip) importWrapped(key hsm.Wrapped) (hsm.Blob, error) {
-	c.unload()                 // its place may be needed
-	auth, err := c.auth(plain) // what is secret is wrapped
-	if err != nil {
-		return nil, err
-	}
-	params := sized(nil, nil) // no inner wrapper, and so no key of one
-	for _, part := range [][]byte{key.Public, key.Duplicate, key.Seed} {
-		params = sized(params, part)
-	}
-	_, params, err = c.ask(command{ // TPM2_Import (Part 3, 13.3)
-		code: tpm2.TPMCCImport, handles: []entity{{c.root.handle, c.root.name}}, auth: auth,
-		params: append(params, keysOwn...),
-	})
-	if badParameter(err) {
-		return nil, fmt.Errorf("%w: wrapped for another storage root key, or altered (%v)", hsm.ErrBlob, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	private, err := only(params)
+	private, err := c.importUnder(plain, nil, key, keysOwn) // what is secret is wrapped, once
 	if err != nil {
 		return nil, err
 	}
@@ -202,6 +183,34 @@ func (c *chip) importWrapped(key hsm.Wrapped) (hsm.Blob, error) {
 		return nil, err
 	}
 	return item.Encode()
+}
+
+// importUnder has the root take in what was wrapped to it: TPM2_Import (Part 3,
+// 13.3). inner is the key of an inner wrapper by cipher (TPMT_SYM_DEF_OBJECT).
+func (c *chip) importUnder(dir direction, inner []byte, key hsm.Wrapped, cipher []byte) (private []byte, err error) {
+	c.unload() // its place may be needed
+	auth, err := c.auth(dir)
+	if err != nil {
+		return nil, err
+	}
+	const heads = 4 * 2
+	params := make([]byte, 0, heads+len(inner)+len(key.Public)+len(key.Duplicate)+len(key.Seed)+len(cipher))
+	// inner is in clear until the session encrypts it; append must not leave copies.
+	defer clear(params[:cap(params)])
+	for _, part := range [][]byte{inner, key.Public, key.Duplicate, key.Seed} {
+		params = sized(params, part)
+	}
+	_, out, err := c.ask(command{
+		code: tpm2.TPMCCImport, handles: []entity{{c.root.handle, c.root.name}}, auth: auth,
+		params: append(params, cipher...),
+	})
+	if badParameter(err) {
+		return nil, fmt.Errorf("%w: wrapped for another storage root key, or altered (%v)", hsm.ErrBlob, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return only(out)
 }
 
 // wrappedMAC is the template of a MAC key from outside. It has neither of the

@@ -68,7 +68,7 @@ func (c *chip) satisfy(s *session, b bond, approvals []hsm.Approval) (*hsm.Secre
 	if err != nil {
 		return nil, err
 	}
-	if err := c.policyAuthorize(s, b, use); err != nil {
+	if err := c.policyAuthorize(s, b.authority, b.selection.grant(use.Values), use.Signature); err != nil {
 		return nil, err
 	}
 	return c.openSealed(s)
@@ -92,27 +92,21 @@ func (c *chip) policyPCR(s *session, registers selection, values hsm.PCRs) error
 	return err
 }
 
-// policyAuthorize shows the chip that the vendor signed the policy reached so
+// policyAuthorize shows the chip that the authority signed the policy reached so
 // far: it checks the signature, and takes its own word for that (a ticket, which
 // only keys loaded under the owner's hierarchy get).
-func (c *chip) policyAuthorize(s *session, b bond, a hsm.Approval) error {
-	area := authorityArea(b.authority)
-	sig, err := signature(a.Signature)
+func (c *chip) policyAuthorize(s *session, authority []byte, g grant, der []byte) error {
+	area := authorityArea(authority)
+	sig, err := signature(der)
 	if err != nil {
 		return err
 	}
-	key, _, err := c.ask(command{
-		code: tpm2.TPMCCLoadExternal, gives: true,
-		params: append(sized(sized(nil, nil), area), permanent(tpm2.TPMRHOwner).name...), // no private part
-	})
+	key, err := c.loadPublic(area, tpm2.TPMRHOwner)
 	if err != nil {
 		return fmt.Errorf("load the authority's key: %w", err)
 	}
-	if err := checkHandle(key, transient); err != nil {
-		return err
-	}
 	defer c.flush(key)
-	digest := b.selection.approved(a.Values)
+	digest := g.digest()
 	_, ticket, err := c.ask(command{
 		code: tpm2.TPMCCVerifySignature, handles: []entity{{handle: key}},
 		params: append(sized(nil, digest[:]), sig...),
@@ -120,13 +114,25 @@ func (c *chip) policyAuthorize(s *session, b bond, a hsm.Approval) error {
 	if err != nil {
 		return fmt.Errorf("check the approval: %w", err)
 	}
-	policy, ref := b.selection.policyPCR(a.Values), b.selection.reference()
-	params := sized(sized(sized(nil, policy[:]), ref[:]), nameOf(area))
+	params := sized(sized(sized(nil, g.policy[:]), g.ref[:]), nameOf(area))
 	_, _, err = c.ask(command{
 		code: tpm2.TPMCCPolicyAuthorize, handles: []entity{{handle: s.handle}},
 		params: append(params, ticket...),
 	})
 	return err
+}
+
+// loadPublic loads a public key (TPM2_LoadExternal); its place is the caller's
+// to free.
+func (c *chip) loadPublic(area []byte, hierarchy tpm2.TPMHandle) (tpm2.TPMHandle, error) {
+	key, _, err := c.ask(command{
+		code: tpm2.TPMCCLoadExternal, gives: true,
+		params: append(sized(sized(nil, nil), area), permanent(hierarchy).name...), // no private part
+	})
+	if err != nil {
+		return 0, err
+	}
+	return key, checkHandle(key, transient)
 }
 
 // refusedBoot tells the answers to registers that hold other values, also when

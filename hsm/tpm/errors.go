@@ -56,6 +56,7 @@ func answered(err error) bool {
 	for _, fine := range []error{
 		hsm.ErrBlob, hsm.ErrReplaced, hsm.ErrOwnerAuth, hsm.ErrEndorsement, ErrNoEncryption,
 		hsm.ErrCounter, hsm.ErrNoCounter, hsm.ErrPIN, hsm.ErrLockoutPassword, hsm.ErrBoot, hsm.ErrNotMeasured,
+		hsm.ErrNotApproved,
 	} {
 		if errors.Is(err, fine) {
 			return true

@@ -28,6 +28,7 @@ func FuzzDecode(f *testing.F) {
 
 		hsm.PurposeCounter: must(m.NewCounter(f.Context(), hsm.RandomSecret(32))),
 		hsm.PurposePIN:     must(m.SealPIN(f.Context(), hsm.RandomSecret(32), pin("1234"))),
+		hsm.PurposeMigrate: must(m.NewMigratableKey(f.Context(), key.Public())),
 		hsm.PurposeBoot: must(m.SealBoot(f.Context(), hsm.RandomSecret(32),
 			hsm.BootPolicy{Registers: []int{0, 1, 2, 3, 4, 7, 8, 14}, Authority: &key.PublicKey})), // the longest
 	} {
@@ -68,6 +69,55 @@ func FuzzApproval(f *testing.F) {
 		signed := maps.Equal(a.Values, good.Values) && bytes.Equal(sig, good.Signature)
 		if err := tpm.CheckApproval(&key.PublicKey, a); err == nil != signed {
 			t.Fatalf("%v with %x: %v", a.Values, sig, err)
+		}
+	})
+}
+
+// FuzzDuplicate gives bytes to what takes in keys from other chips: they end in
+// hsm.ErrBlob or are the one encoding of what they say.
+func FuzzDuplicate(f *testing.F) {
+	good := must(tpm.EncodeDuplicate(tpm.Duplicate{Inner: make([]byte, 16), Public: []byte("public"), Private: []byte("private"), Seed: []byte("seed")}))
+	f.Add(good)
+	f.Add(good[:17])
+	for n := range 40 {
+		bad := bytes.Clone(good)
+		bad[n] ^= 0xff
+		f.Add(bad)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d, err := tpm.OpenDuplicate(b)
+		if err != nil {
+			if !errors.Is(err, hsm.ErrBlob) {
+				t.Fatalf("%x: %v", b, err)
+			}
+			return
+		}
+		if again, err := tpm.EncodeDuplicate(d); err != nil || !bytes.Equal(again, b) {
+			t.Fatalf("%x encodes again as %x, %v", b, again, err)
+		}
+	})
+}
+
+// FuzzParent gives public areas and approvals to the check: nothing passes but
+// what the authority signed.
+func FuzzParent(f *testing.F) {
+	m := must(openQuiet(hsmtest.StartTPM(f)))
+	parent := must(m.Parent(f.Context()))
+	m.Close()
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	good := must(tpm.ApproveParent(key, parent))
+	f.Add(parent, good)
+	f.Add(parent, []byte{})
+	f.Add([]byte{0, 0x23}, good)
+	for n := range len(parent) {
+		bad := bytes.Clone(parent)
+		bad[n] ^= 0xff
+		f.Add(bad, good)
+	}
+	f.Fuzz(func(t *testing.T, p, approval []byte) {
+		signed := bytes.Equal(p, parent) && bytes.Equal(approval, good)
+		if err := tpm.CheckParentApproval(key.Public(), p, approval); err == nil != signed {
+			t.Fatalf("%x with %x: %v", p, approval, err)
 		}
 	})
 }

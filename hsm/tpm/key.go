@@ -38,11 +38,11 @@ func (m *Module) NewKey(ctx context.Context) (hsm.Blob, error) {
 // Signer takes a key into use; that the chip can load it is known when it
 // returns.
 func (m *Module) Signer(ctx context.Context, key hsm.Blob) (hsm.Signer, error) {
-	item, err := decode(key, hsm.PurposeKey)
+	item, area, err := decodeKey(key)
 	if err != nil {
 		return nil, fmt.Errorf("open key: %w", err)
 	}
-	point, err := template(hsm.PurposeKey).pointIn(item.Public)
+	point, err := area.pointIn(item.Public)
 	if err != nil {
 		return nil, fmt.Errorf("open key: %w: %v", hsm.ErrBlob, err)
 	}
@@ -50,6 +50,16 @@ func (m *Module) Signer(ctx context.Context, key hsm.Blob) (hsm.Signer, error) {
 		return nil, fmt.Errorf("open key: %w", err)
 	}
 	return &signer{module: m, item: item, public: point}, nil
+}
+
+// decodeKey takes apart a key of either sort.
+func decodeKey(b hsm.Blob) (hsm.Item, area, error) {
+	if migratable(b) {
+		k, err := decodeMigratable(b)
+		return k.item, k.area(), err
+	}
+	item, err := decode(b, hsm.PurposeKey)
+	return item, template(hsm.PurposeKey), err
 }
 
 type signer struct {

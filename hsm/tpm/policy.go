@@ -148,9 +148,22 @@ func (s selection) policyPCR(values hsm.PCRs) [sha256.Size]byte {
 // registers are part of it, in the reference that each signature is over: an
 // approval of fewer registers does not open what was sealed to more.
 func (s selection) policyAuthorized(authority []byte) [sha256.Size]byte {
-	name, ref := nameOf(authorityArea(authority)), s.reference()
-	one := step([sha256.Size]byte{}, tpm2.TPMCCPolicyAuthorize, name)
+	return authorized(authority, s.reference())
+}
+
+// authorized is the policy of a PolicyAuthorize: it holds for any policy that the
+// authority has signed together with the reference.
+func authorized(authority []byte, ref [sha256.Size]byte) [sha256.Size]byte {
+	one := step([sha256.Size]byte{}, tpm2.TPMCCPolicyAuthorize, nameOf(authorityArea(authority)))
 	return sha256.Sum256(slices.Concat(one[:], ref[:]))
+}
+
+// A grant is what an authority signs: a policy, and by the reference what for.
+type grant struct{ policy, ref [sha256.Size]byte }
+
+// digest is aHash of PolicyAuthorize.
+func (g grant) digest() [sha256.Size]byte {
+	return sha256.Sum256(slices.Concat(g.policy[:], g.ref[:]))
 }
 
 // reference is the policyRef of approvals for these registers.
@@ -158,10 +171,9 @@ func (s selection) reference() [sha256.Size]byte {
 	return sha256.Sum256(append([]byte("kagimori boot/1"), s[:]...))
 }
 
-// approved is the digest that a vendor signs: aHash of PolicyAuthorize.
-func (s selection) approved(values hsm.PCRs) [sha256.Size]byte {
-	policy, ref := s.policyPCR(values), s.reference()
-	return sha256.Sum256(slices.Concat(policy[:], ref[:]))
+// grant is what a vendor signs to approve values.
+func (s selection) grant(values hsm.PCRs) grant {
+	return grant{policy: s.policyPCR(values), ref: s.reference()}
 }
 
 // authorityArea is the TPMT_PUBLIC of a vendor's key, and so makes its Name.
@@ -193,7 +205,7 @@ func Approve(signer crypto.Signer, values hsm.PCRs) (hsm.Approval, error) {
 	if err != nil {
 		return hsm.Approval{}, fmt.Errorf("approve boot: %w", err)
 	}
-	digest := s.approved(values)
+	digest := s.grant(values).digest()
 	sig, err := signer.Sign(rand.Reader, digest[:], crypto.SHA256)
 	if err != nil {
 		return hsm.Approval{}, fmt.Errorf("approve boot: %w", err)
@@ -210,7 +222,7 @@ func CheckApproval(authority *ecdsa.PublicKey, a hsm.Approval) error {
 	if err != nil {
 		return fmt.Errorf("check approval: %w", err)
 	}
-	digest := s.approved(a.Values)
+	digest := s.grant(a.Values).digest()
 	if len(a.Signature) > maxSignature || !ecdsa.VerifyASN1(authority, digest[:], a.Signature) {
 		return errors.New("check approval: the authority has not signed these values")
 	}

@@ -58,6 +58,7 @@ var (
 	_ hsm.Module        = (*Module)(nil)
 	_ hsm.BootSealer    = (*Module)(nil)
 	_ hsm.LockoutSetter = (*Module)(nil)
+	_ hsm.Migrator      = (*Module)(nil)
 )
 
 // A job is what the owner goroutine runs.
