@@ -95,6 +95,9 @@ type CredentialOrder struct {
 	DNS        []string `cbor:"5,keyasint"`
 	Transfer   Transfer `cbor:"6,keyasint"`
 	ChipOnly   bool     `cbor:"7,keyasint"`
+	// Fleet is the fleet key, a DER SubjectPublicKeyInfo, in an order for a key
+	// that lives in a chip and may travel: it will say to which chips.
+	Fleet []byte `cbor:"8,keyasint,omitempty"`
 }
 
 // CredentialRequest carries the PKCS#10 request for an order. The same request

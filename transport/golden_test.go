@@ -54,6 +54,9 @@ func every() []Body {
 		&KeycopyReported{Txn: ID{47}, Phase: KeycopyDone, Offset: 1},
 		&KeycopySettle{Txn: ID{47}, Side: KeycopyTarget, Peer: DeviceID{50}, Want: KeycopyActive},
 		&KeycopySettled{Txn: ID{47}, Why: "why"},
+		&ChipReport{Parent: []byte{51}},
+		&ChipApproval{Fleet: []byte{52}, Parent: []byte{51}, Signature: []byte{53}},
+		&ChipApproval{Fleet: []byte{52}, Parent: []byte{51}, Why: "why"},
 	}
 }
 
@@ -68,7 +71,7 @@ func TestGoldenBytes(t *testing.T) {
 		fmt.Fprintf(&got, "%s %s\n", body.Type(), hex.EncodeToString(payload))
 	}
 	compareGolden(t, "testdata/wire.golden", got.Bytes())
-	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 36 {
+	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 39 {
 		t.Errorf("%d messages in the table", n)
 	}
 }
@@ -111,7 +114,7 @@ func FuzzEnvelope(f *testing.F) {
 			opener[CommandNext], opener[CommandResult], opener[CommandAck], opener[CredentialRequest], opener[CredentialCertificate],
 			opener[CredentialClaim], opener[CredentialClaimed], opener[ServiceRevoked], opener[Fault],
 			opener[TerminalState], opener[TerminalNoted], opener[RecoveryRequest], opener[RecoveryState], opener[RecoveryRelease], opener[RecoveryTaken],
-			opener[KeycopyReport], opener[KeycopyReported], opener[KeycopySettle], opener[KeycopySettled],
+			opener[KeycopyReport], opener[KeycopyReported], opener[KeycopySettle], opener[KeycopySettled], opener[ChipReport], opener[ChipApproval],
 		} {
 			body, err := open(e)
 			if err != nil {

@@ -41,18 +41,31 @@ const (
 	// KeycopyNotSelected is in a manifest without items only: what could have
 	// been asked for instead.
 	KeycopyNotSelected
+	// KeycopyNoChip: its key goes from chip to chip, and the Target named none.
+	KeycopyNoChip
+	// KeycopyChipNotApproved: the fleet has not approved the Target's chip.
+	KeycopyChipNotApproved
+	// KeycopyChipStays: its key was made so that it can never leave its chip.
+	KeycopyChipStays
+	// KeycopyChipFailed: the Source's chip did not give it.
+	KeycopyChipFailed
 )
 
 var keycopyReasonText = map[KeycopyReason]string{
-	KeycopyNeverTransfer: "it may not leave its terminal; issue a new one to the new terminal",
+	KeycopyNeverTransfer: "it may not leave its terminal; issue a new one to the new terminal: kagimori-server credential issue",
 	KeycopyMoveOnly:      "it may only be moved, and this is a copy",
-	KeycopyChipOnly:      "its key must stay in a chip; issue a new one to the new terminal",
+	KeycopyChipOnly:      "its key must stay in a chip; issue a new one to the new terminal: kagimori-server credential issue",
 	KeycopyExpired:       "it is expired; have it issued anew",
 	KeycopyInvalid:       "it is invalidated; enable it first",
 	KeycopyNotHeld:       "the old terminal does not hold it",
 	KeycopyTooLarge:      "it does not fit in this copy; copy it in a further one",
-	KeycopyDamaged:       "its record is damaged; issue a new one to the new terminal",
+	KeycopyDamaged:       "its record is damaged; issue a new one to the new terminal: kagimori-server credential issue",
 	KeycopyNotSelected:   "it was not asked for",
+
+	KeycopyNoChip:          "its key goes only from chip to chip, and the new terminal has no approved chip: there, kagimori chip show says what is missing; or issue a new one to it: kagimori-server credential issue",
+	KeycopyChipNotApproved: "its key goes only to chips that the fleet has approved, and the new terminal's is not one: there, kagimori chip show says what is missing; or issue a new one to it: kagimori-server credential issue",
+	KeycopyChipStays:       "its key was made to stay in its chip; issue a new one to the new terminal: kagimori-server credential issue",
+	KeycopyChipFailed:      "the old terminal's chip did not give its key: its log says why; try again, or issue a new one to the new terminal: kagimori-server credential issue",
 }
 
 func (r KeycopyReason) String() string {

@@ -81,7 +81,8 @@ func TestKeycopyNumbers(t *testing.T) {
 			t.Errorf("%v is %d, want %d", fault, fault, i+1)
 		}
 	}
-	for i, why := range []KeycopyReason{KeycopyNeverTransfer, KeycopyMoveOnly, KeycopyChipOnly, KeycopyExpired, KeycopyInvalid, KeycopyNotHeld, KeycopyTooLarge, KeycopyDamaged, KeycopyNotSelected} {
+	for i, why := range []KeycopyReason{KeycopyNeverTransfer, KeycopyMoveOnly, KeycopyChipOnly, KeycopyExpired, KeycopyInvalid, KeycopyNotHeld, KeycopyTooLarge, KeycopyDamaged, KeycopyNotSelected,
+		KeycopyNoChip, KeycopyChipNotApproved, KeycopyChipStays, KeycopyChipFailed} {
 		if int(why) != i+1 || strings.HasPrefix(why.String(), "reason") {
 			t.Errorf("%v is %d, want %d", why, why, i+1)
 		}
