@@ -60,7 +60,7 @@ func TestLogTellsOfACopy(t *testing.T) {
 
 func TestLogTellsOfLocks(t *testing.T) {
 	r := newCopyRig(t, "maps-1")
-	counter := attempts{r.old.vault, roleSource, r.old.clock.Steady}
+	counter := attempts{vault: r.old.vault, role: roleSource, now: r.old.clock.Steady}
 	for range 20 {
 		if counter.Count(t.Context(), nil) != nil {
 			break

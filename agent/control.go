@@ -40,9 +40,12 @@ type (
 		Relays []RelayStatus `json:"relays"`
 	}
 	// OfferParams: no Credentials means all; the operator code comes sealed to
-	// ReplyKey under LabelCode. PIN is sealed under LabelPIN, if one is set.
+	// ReplyKey under LabelCode. PIN is sealed under LabelPIN, if one is set. Code is
+	// the operator's own code, sealed under LabelCode, where that is allowed.
 	OfferParams struct {
 		PIN         string           `json:"pin,omitempty"`
+		Code        string           `json:"code,omitempty"`
+		Move        bool             `json:"move,omitempty"` // also what may be copied
 		Credentials []transport.Name `json:"credentials,omitempty"`
 		ReplyKey    string           `json:"reply_key"`
 	}
@@ -50,6 +53,7 @@ type (
 	FetchParams struct {
 		Address     string           `json:"address"`
 		Code        string           `json:"code"`
+		CopyOnly    bool             `json:"copy_only,omitempty"` // leave what can only be moved
 		Credentials []transport.Name `json:"credentials,omitempty"`
 	}
 	// DisarmReply says whether there was an offer.
@@ -215,13 +219,21 @@ func (a *Agent) keycopyOffer(ctx context.Context, call *control.Call) error {
 	if err := a.judgePIN(ctx, v, pin); err != nil {
 		return err
 	}
-	o, code, err := a.arm(ctx, in.Credentials)
+	order := armOrder{selected: in.Credentials, move: in.Move}
+	if in.Code != "" {
+		if order.typed, err = call.Unseal(LabelCode, in.Code); err != nil {
+			return err
+		}
+	}
+	o, code, err := a.arm(ctx, order)
 	if err != nil {
 		return err
 	}
 	first := o.chosen
-	first.Code, err = control.SealTo(in.ReplyKey, LabelCode, code)
-	clear(code)
+	if code != nil {
+		first.Code, err = control.SealTo(in.ReplyKey, LabelCode, code)
+		clear(code)
+	}
 	if err == nil {
 		err = call.Continue(first)
 	}
@@ -268,7 +280,7 @@ func (a *Agent) keycopyFetch(ctx context.Context, call *control.Call) error {
 		return err
 	}
 	var lost error
-	last, err := a.fetch(ctx, in.Address, code, in.Credentials, func(ev KeycopyEvent) {
+	last, err := a.fetch(ctx, fetchOrder{in.Address, code, in.Credentials, in.CopyOnly}, func(ev KeycopyEvent) {
 		if lost == nil && ev.Step != string(keycopy.EventClosed) { // the reply says that
 			lost = call.Continue(ev)
 		}

@@ -36,6 +36,11 @@ type KeycopyConfig struct {
 	// CodeTTL is how long an operator code lives: at most, and by default,
 	// keycopy.CodeLifetime.
 	CodeTTL time.Duration
+	// Codes says who makes operator codes; "" is keycopy.CodesGenerated.
+	Codes keycopy.CodePolicy
+	// Numbers are those that are written on this terminal: a code of an operator's
+	// own has nothing of them. The terminal's name need not be among them.
+	Numbers []string
 }
 
 // role is which end of a copy this terminal is.
@@ -155,6 +160,7 @@ type attempts struct {
 	vault *vault
 	role  role
 	now   func() time.Time // Clock.Steady, which the log's times are of
+	tag   *uint16          // of the code that was typed, if it is an operator's own
 }
 
 var _ keycopy.Attempts = attempts{}
@@ -162,12 +168,16 @@ var _ keycopy.Attempts = attempts{}
 // Count records an attempt durably before anybody learns of its outcome.
 func (t attempts) Count(_ context.Context, typed *keycopy.OperatorCode) error {
 	var verdict error
-	err := t.change(func(log *keycopy.AttemptLog) {
+	err := t.change(func(tx *store.Tx, log *keycopy.AttemptLog) error {
 		if t.role == roleTarget {
 			verdict = log.CountTyped(t.now(), typed, rand.Reader)
 		} else {
 			verdict = log.Count(t.now())
 		}
+		if verdict != nil {
+			return nil
+		}
+		return t.vault.useCode(tx, t.tag, false)
 	})
 	return errors.Join(err, verdict)
 }
@@ -187,17 +197,22 @@ func (t attempts) check(typed *keycopy.OperatorCode) error {
 
 // Succeed takes the last attempt back.
 func (t attempts) Succeed(context.Context) error {
-	return t.change(func(log *keycopy.AttemptLog) { log.Succeed() })
+	return t.change(func(tx *store.Tx, log *keycopy.AttemptLog) error {
+		log.Succeed()
+		return t.vault.useCode(tx, t.tag, true)
+	})
 }
 
-func (t attempts) change(do func(*keycopy.AttemptLog)) error {
+func (t attempts) change(do func(*store.Tx, *keycopy.AttemptLog) error) error {
 	return t.vault.update(func(tx *store.Tx) error {
 		var log keycopy.AttemptLog
 		if _, err := tx.Get(bucketAttempts, string(t.role), &log); err != nil {
 			return err
 		}
 		before := log.Level
-		do(&log)
+		if err := do(tx, &log); err != nil {
+			return err
+		}
 		if log.Level > before {
 			if err := t.vault.audit(tx, audit.CopyLocked, string(t.role), "too many wrong operator codes"); err != nil {
 				return err

@@ -97,7 +97,7 @@ func TestLockLastsAsItSays(t *testing.T) {
 	}
 	v, s := start(time.Unix(0, 0))
 	for range keycopy.AttemptsPerWindow {
-		if err := (attempts{v, roleSource, v.clock.Steady}).Count(t.Context(), nil); err != nil {
+		if err := (attempts{vault: v, role: roleSource, now: v.clock.Steady}).Count(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
 	}

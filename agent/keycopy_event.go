@@ -18,8 +18,10 @@ type KeycopyEvent struct {
 	// installed, closed, aborted, disarmed.
 	Step string `json:"step"`
 	Text string `json:"text"`
-	// Code is the operator code, sealed to the caller's reply key, with armed.
-	Code    string              `json:"code,omitempty"`
+	// Code is the operator code, sealed to the caller's reply key, with armed; not
+	// there if the operator typed one of his own, as CodeKind says.
+	Code     string           `json:"code,omitempty"`
+	CodeKind keycopy.CodeKind `json:"code_kind,omitempty"` // with armed
 	Listen  string              `json:"listen,omitempty"`  // with armed
 	Seconds int                 `json:"seconds,omitempty"` // that the code lives, with armed
 	Remote  string              `json:"remote,omitempty"`

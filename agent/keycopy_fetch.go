@@ -24,11 +24,11 @@ import (
 // here, the credentials are checked and installed in one transaction, and
 // reported to the server when there is one.
 
-// fetch copies credentials from the terminal at address. typed is the operator
-// code as somebody typed it; it is wiped. Hanging up (ctx) stops it as long as
-// the codes have not been matched; after that it is seen through.
-func (a *Agent) fetch(ctx context.Context, address string, typed transport.Sensitive, selected []transport.Name, report func(KeycopyEvent)) (*KeycopyEvent, error) {
-	defer typed.Wipe()
+// fetch copies credentials from another terminal. Hanging up (ctx) stops it as
+// long as the codes have not been matched; after that it is seen through.
+func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(KeycopyEvent)) (*KeycopyEvent, error) {
+	defer order.typed.Wipe()
+	address, selected := order.address, order.selected
 	p, err := a.party()
 	if err != nil {
 		return nil, err
@@ -40,11 +40,11 @@ func (a *Agent) fetch(ctx context.Context, address string, typed transport.Sensi
 		return nil, control.Problemf(control.Conflict, "wait until it is done", "another copy to this terminal is under way")
 	}
 	defer a.copies.end()
-	code, err := keycopy.ParseOperatorCode(typed, p.clock())
+	code, tag, err := a.typedCode(ctx, p, order.typed)
 	if err != nil {
-		return nil, control.Problemf(control.BadInput, "this cost no attempt", "%w", err)
+		return nil, err
 	}
-	counter := attempts{p.vault, roleTarget, a.clock.Steady}
+	counter := attempts{vault: p.vault, role: roleTarget, now: a.clock.Steady, tag: tag}
 	if err := counter.check(code); err != nil {
 		code.Wipe()
 		return nil, a.fetchFailed(address, nil, err)

@@ -34,7 +34,7 @@ func TestCopyIsOnRecordBeforeKeysLeave(t *testing.T) {
 	o, code := r.arm()
 	want := []transport.Name{"maps-1", "tiles-1"}
 	granted := false
-	_, err := r.new.fetch(t.Context(), o.chosen.Listen, code, nil, func(ev KeycopyEvent) {
+	_, err := r.new.fetch(t.Context(), fetchOrder{address: o.chosen.Listen, typed: code}, func(ev KeycopyEvent) {
 		if ev.Step != "granted" {
 			return
 		}

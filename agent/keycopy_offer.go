@@ -74,9 +74,11 @@ func (o *offering) run(ctx context.Context, a *Agent) {
 	close(o.done)
 }
 
-// arm makes an operator code and opens the door. The code is the caller's to
-// show and wipe.
-func (a *Agent) arm(ctx context.Context, selected []transport.Name) (o *offering, code []byte, err error) {
+// arm makes an operator code, or takes the operator's own, and opens the door.
+// The code is the caller's to show and wipe; it is nil if the operator knows it.
+func (a *Agent) arm(ctx context.Context, order armOrder) (o *offering, code []byte, err error) {
+	defer order.typed.Wipe()
+	selected := order.selected
 	p, err := a.party()
 	if err != nil {
 		return nil, nil, err
@@ -96,16 +98,19 @@ func (a *Agent) arm(ctx context.Context, selected []transport.Name) (o *offering
 	if o.listener, err = tcp.Listen(ctx, a.cfg.Keycopy.Listen); err != nil {
 		return nil, nil, control.Problemf(control.Unavailable, "choose another address for listen in the [keycopy] section, or stop what uses it", "%w", err)
 	}
-	if err := p.vault.logged(audit.CopyOffered, o.listener.Addr(), "%s", offered(o.chosen.Keys)); err != nil {
-		o.listener.Close()
-		return nil, nil, err
-	}
-	operator, err := keycopy.NewOperatorCode(rand.Reader, a.backdated(p.clock()))
+	operator, err := a.operatorCode(ctx, p, order)
 	if err != nil {
 		o.listener.Close()
 		return nil, nil, err
 	}
-	code = operator.Grouped()
+	if err := p.vault.logged(audit.CopyOffered, o.listener.Addr(), "%s", offered(o.chosen.Keys)); err != nil {
+		operator.Wipe()
+		o.listener.Close()
+		return nil, nil, err
+	}
+	if o.chosen.CodeKind = operator.Kind(); o.chosen.CodeKind == keycopy.CodeGenerated {
+		code = operator.Grouped()
+	}
 	o.chosen.Seconds = int(math.Ceil(operator.Remaining(p.clock()).Seconds()))
 	o.chosen.Listen = o.listener.Addr().String()
 	if a.link.get(a.clock).State == LinkRefused {
@@ -113,7 +118,7 @@ func (a *Agent) arm(ctx context.Context, selected []transport.Name) (o *offering
 	}
 	o.source = keycopy.NewSource(keycopy.SourceConfig{
 		End: keycopy.End{
-			Device: p.vault.device, Attempts: attempts{p.vault, roleSource, a.clock.Steady}, Clock: p.clock, Random: rand.Reader,
+			Device: p.vault.device, Attempts: attempts{vault: p.vault, role: roleSource, now: a.clock.Steady}, Clock: p.clock, Random: rand.Reader,
 			Progress: func(ev keycopy.Event) { o.progress(ev) },
 		},
 		Codes:   p.codes,
@@ -273,7 +278,7 @@ func (a *Agent) unlock() error {
 	}
 	for _, r := range []role{roleSource, roleTarget} {
 		t := attempts{vault: v, role: r}
-		if err := t.change(func(log *keycopy.AttemptLog) { log.Reset() }); err != nil {
+		if err := t.change(func(_ *store.Tx, log *keycopy.AttemptLog) error { log.Reset(); return nil }); err != nil {
 			return err
 		}
 	}

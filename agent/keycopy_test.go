@@ -68,7 +68,7 @@ func (r *copyRig) give(record transport.CredentialRecord) {
 
 func (r *copyRig) arm(selected ...transport.Name) (*offering, []byte) {
 	r.t.Helper()
-	o, code, err := r.old.arm(r.t.Context(), selected)
+	o, code, err := r.old.arm(r.t.Context(), armOrder{selected: selected})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -77,7 +77,7 @@ func (r *copyRig) arm(selected ...transport.Name) (*offering, []byte) {
 
 func (r *copyRig) fetch(o *offering, code []byte, selected ...transport.Name) (*KeycopyEvent, []KeycopyEvent, error) {
 	var steps []KeycopyEvent
-	last, err := r.new.fetch(r.t.Context(), o.chosen.Listen, slices.Clone(code), selected, func(ev KeycopyEvent) { steps = append(steps, ev) })
+	last, err := r.new.fetch(r.t.Context(), fetchOrder{address: o.chosen.Listen, typed: slices.Clone(code), selected: selected}, func(ev KeycopyEvent) { steps = append(steps, ev) })
 	return last, steps, err
 }
 
@@ -179,7 +179,7 @@ func TestNoOfferWithoutTheSecurityCode(t *testing.T) {
 	if err := r.old.vault.module.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := r.old.arm(t.Context(), nil); !errors.Is(err, &control.Problem{Kind: control.Storage}) {
+	if _, _, err := r.old.arm(t.Context(), armOrder{}); !errors.Is(err, &control.Problem{Kind: control.Storage}) {
 		t.Errorf("%v", err)
 	}
 }
@@ -187,7 +187,7 @@ func TestNoOfferWithoutTheSecurityCode(t *testing.T) {
 func TestOffersOneAfterTheOther(t *testing.T) {
 	r := newCopyRig(t, "maps-1")
 	o, _ := r.arm()
-	if _, _, err := r.old.arm(t.Context(), nil); !errors.Is(err, &control.Problem{Kind: control.Conflict}) {
+	if _, _, err := r.old.arm(t.Context(), armOrder{}); !errors.Is(err, &control.Problem{Kind: control.Conflict}) {
 		t.Errorf("two offers at once: %v", err)
 	}
 	if s := r.old.Status().Keycopy; s.Offer != "armed" || s.Listen != o.chosen.Listen {
@@ -232,18 +232,18 @@ func TestOnlyWhatWasSelected(t *testing.T) {
 
 func TestNothingToOffer(t *testing.T) {
 	r := newCopyRig(t)
-	if _, _, err := r.old.arm(t.Context(), nil); !errors.Is(err, &control.Problem{Kind: control.NotFound}) {
+	if _, _, err := r.old.arm(t.Context(), armOrder{}); !errors.Is(err, &control.Problem{Kind: control.NotFound}) {
 		t.Errorf("no credentials: %v", err)
 	}
-	if _, _, err := r.old.arm(t.Context(), []transport.Name{"maps-9"}); !errors.Is(err, &control.Problem{Kind: control.NotFound}) || !strings.Contains(err.Error(), "maps-9") {
+	if _, _, err := r.old.arm(t.Context(), armOrder{selected: []transport.Name{"maps-9"}}); !errors.Is(err, &control.Problem{Kind: control.NotFound}) || !strings.Contains(err.Error(), "maps-9") {
 		t.Errorf("one that is not here: %v", err)
 	}
 	fresh := testAgent(t, Config{Keycopy: &KeycopyConfig{Listen: "127.0.0.1:0"}})
-	if _, _, err := fresh.arm(t.Context(), nil); !errors.Is(err, &control.Problem{Kind: control.Conflict}) {
+	if _, _, err := fresh.arm(t.Context(), armOrder{}); !errors.Is(err, &control.Problem{Kind: control.Conflict}) {
 		t.Errorf("not provisioned: %v", err)
 	}
 	off := testAgent(t, Config{})
-	if _, _, err := off.arm(t.Context(), nil); !errors.Is(err, &control.Problem{Kind: control.Conflict}) {
+	if _, _, err := off.arm(t.Context(), armOrder{}); !errors.Is(err, &control.Problem{Kind: control.Conflict}) {
 		t.Errorf("switched off: %v", err)
 	}
 }

@@ -47,7 +47,7 @@ func TestWrongOperatorCodes(t *testing.T) {
 			t.Errorf("%s counted %d attempts, want %d (%v)", role, len(log.Failures), keycopy.CodeAttempts, err)
 		}
 	}
-	if _, err := r.new.fetch(t.Context(), o.chosen.Listen, transport.Sensitive("12"), nil, nil); !errors.Is(err, keycopy.ErrCodeFormat) {
+	if _, err := r.new.fetch(t.Context(), fetchOrder{address: o.chosen.Listen, typed: transport.Sensitive("12")}, nil); !errors.Is(err, keycopy.ErrCodeFormat) {
 		t.Errorf("a code of two digits: %v", err)
 	}
 }
@@ -55,13 +55,13 @@ func TestWrongOperatorCodes(t *testing.T) {
 // Nine wrong codes in a day lock the terminal; an administrator can end that.
 func TestLockedAndUnlocked(t *testing.T) {
 	r := newCopyRig(t, "maps-1")
-	counter := attempts{r.old.vault, roleSource, r.old.clock.Steady}
+	counter := attempts{vault: r.old.vault, role: roleSource, now: r.old.clock.Steady}
 	for range keycopy.AttemptsPerWindow {
 		if err := counter.Count(t.Context(), nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, _, err := r.old.arm(t.Context(), nil); !errors.Is(err, keycopy.ErrLocked) || !strings.Contains(control.AsProblem(err).Next, "unlock") {
+	if _, _, err := r.old.arm(t.Context(), armOrder{}); !errors.Is(err, keycopy.ErrLocked) || !strings.Contains(control.AsProblem(err).Next, "unlock") {
 		t.Errorf("%v", err)
 	}
 	if s := r.old.Status().Keycopy; s.Locked == 0 {
@@ -154,7 +154,7 @@ func TestFreshCodeAfterThreeWrongOnes(t *testing.T) {
 // Nine wrong codes in a day lock the new terminal as well, and status says so.
 func TestNewTerminalLocked(t *testing.T) {
 	r := newCopyRig(t, "maps-1")
-	counter := attempts{r.new.vault, roleTarget, r.new.clock.Steady}
+	counter := attempts{vault: r.new.vault, role: roleTarget, now: r.new.clock.Steady}
 	for range keycopy.AttemptsPerWindow {
 		code, err := keycopy.NewOperatorCode(rand.Reader, keycopy.Instant{})
 		if err != nil {

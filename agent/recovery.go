@@ -214,7 +214,7 @@ func (v *vault) forgetDevice(tx *store.Tx) error {
 			return err
 		}
 	}
-	return errors.Join(tx.Delete(bucketIdentity, keyChain), tx.DeleteBlob(blobPIN), tx.DeleteBlob(blobWrap),
+	return errors.Join(tx.Delete(bucketIdentity, keyChain), tx.DeleteBlob(blobPIN), tx.DeleteBlob(blobWrap), tx.DeleteBlob(blobCodeTags),
 		tx.Put(bucketRecovery, keyLost, &deviceRecord{Device: was.Device, Time: v.clock.Stamp()}),
 		v.audit(tx, audit.Recovered, was.Device.Short(), "the store key was kept elsewhere; the keys inside the earlier key storage are gone"))
 }

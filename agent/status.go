@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kagimori/kagimori/agent/keycopy"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/transport"
 )
@@ -66,11 +67,13 @@ type KeycopyStatus struct {
 	Seconds int    `json:"seconds,omitempty"` // that its code still lives
 	// Locked is for how long no offer may be made, LockedFetch for how long no
 	// code may be typed, after too many wrong ones.
-	Locked      int       `json:"locked_seconds,omitempty"`
-	LockedFetch int       `json:"fetch_locked_seconds,omitempty"`
-	PIN         bool      `json:"pin"`            // an offer asks for it
-	Last        string    `json:"last,omitempty"` // the last copy, in words
-	LastAt      time.Time `json:"last_at,omitzero"`
+	Locked      int  `json:"locked_seconds,omitempty"`
+	LockedFetch int  `json:"fetch_locked_seconds,omitempty"`
+	PIN         bool `json:"pin"` // an offer asks for it
+	// Codes says who makes operator codes: generated, typed, either.
+	Codes  keycopy.CodePolicy `json:"codes"`
+	Last   string             `json:"last,omitempty"` // the last copy, in words
+	LastAt time.Time          `json:"last_at,omitzero"`
 }
 
 // Line is the status in a few words, for the service manager.
@@ -181,7 +184,10 @@ func issueAnew(terminal, service transport.Name) string {
 }
 
 func (a *Agent) keycopyStatus(v *vault) (*KeycopyStatus, error) {
-	s := &KeycopyStatus{Offer: "none"}
+	s := &KeycopyStatus{Offer: "none", Codes: keycopy.CodesGenerated}
+	if c := a.cfg.Keycopy; c != nil && c.Codes != "" {
+		s.Codes = c.Codes
+	}
 	a.copies.mu.Lock()
 	o := a.copies.offer
 	a.copies.mu.Unlock()

@@ -24,6 +24,10 @@ type Keycopy struct {
 	Listen string `toml:"listen"`
 	// CodeTTL is how long an operator code lives.
 	CodeTTL Duration `toml:"code_ttl"`
+	// Codes says who makes operator codes: "generated", "typed" or "either".
+	Codes string `toml:"codes"`
+	// Numbers are those written on this terminal, which no typed code may have in it.
+	Numbers []string `toml:"numbers"`
 	// Enabled lists the modes that this terminal takes part in.
 	Enabled []string `toml:"enabled"`
 }
@@ -34,7 +38,13 @@ const maxCodeTTL = 300 * time.Second
 // keycopyModes are the modes that Keycopy.Enabled may name.
 func keycopyModes() []string { return []string{"pake"} }
 
+// codePolicies are what Keycopy.Codes may say.
+func codePolicies() []string { return []string{"generated", "typed", "either"} }
+
 func (k Keycopy) check(report report) {
+	if !slices.Contains(codePolicies(), k.Codes) {
+		report("keycopy.codes", "%q is not known; known: %q", k.Codes, codePolicies())
+	}
 	checkListen("keycopy.listen", k.Listen, report)
 	k.CodeTTL.check("keycopy.code_ttl", 10*time.Second, maxCodeTTL, report)
 	for _, m := range k.Enabled {
@@ -75,7 +85,7 @@ func DefaultAgent() Agent {
 		HSM:      HSM{Kind: "file", Passphrase: "ask", BootRegisters: []int{}},
 		Control:  Control{Socket: "/run/kagimori/control.sock", Mode: "0660", Operators: []string{}},
 		Link:     defaultLink(),
-		Keycopy:  Keycopy{Listen: "0.0.0.0:8885", CodeTTL: durationOf(maxCodeTTL), Enabled: []string{"pake"}},
+		Keycopy:  Keycopy{Listen: "0.0.0.0:8885", CodeTTL: durationOf(maxCodeTTL), Codes: "generated", Numbers: []string{}, Enabled: []string{"pake"}},
 		Log:      defaultLog(),
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/kagimori/kagimori/agent"
 	"github.com/kagimori/kagimori/agent/daemon"
+	"github.com/kagimori/kagimori/agent/keycopy"
 	"github.com/kagimori/kagimori/agent/relay"
 	"github.com/kagimori/kagimori/configs"
 	"github.com/kagimori/kagimori/transport"
@@ -63,7 +64,8 @@ func agentConfig(cfg *configs.Agent) agent.Config {
 		Poll: cfg.Link.Poll.D(), MaxBackoff: cfg.Link.MaxBackoff.D(),
 	}
 	if slices.Contains(cfg.Keycopy.Enabled, string(transport.KeycopyPAKE)) {
-		c.Keycopy = &agent.KeycopyConfig{Listen: cfg.Keycopy.Listen, CodeTTL: cfg.Keycopy.CodeTTL.D()}
+		c.Keycopy = &agent.KeycopyConfig{Listen: cfg.Keycopy.Listen, CodeTTL: cfg.Keycopy.CodeTTL.D(),
+			Codes: keycopy.CodePolicy(cfg.Keycopy.Codes), Numbers: slices.Concat(cfg.Keycopy.Numbers, ownNumbers())}
 	}
 	for _, r := range cfg.Relays {
 		c.Relays = append(c.Relays, relay.Config{Service: transport.Name(r.Service), Listen: r.Listen, Public: r.Exposed})
