@@ -166,7 +166,7 @@ func (v *vault) certificates(tx *store.Tx, s *doctor.Snapshot) error {
 	return eachHolding(tx, func(h *holdingRecord) error {
 		r := &h.Record
 		c, ok := v.certificate(r.Chain, fmt.Sprintf("credential %s for %s", r.ID, r.Service))
-		if !ok || r.State != transport.CredentialActive {
+		if !ok || r.State != transport.CredentialActive || h.Away != nil {
 			return nil
 		}
 		c.Next = issueAnew(self.Terminal, r.Service)

@@ -30,6 +30,7 @@ type Origin string
 const (
 	OriginIssue Origin = "issue" // made here, certified by the server
 	OriginCopy  Origin = "copy"  // copied from another terminal, which still has it
+	OriginMove  Origin = "move"  // moved from another terminal, which has it no more
 )
 
 // holdingRecord is one credential that this device holds.
@@ -41,6 +42,26 @@ type holdingRecord struct {
 	// empty if the source proved none.
 	Source     transport.DeviceID `cbor:"4,keyasint"`
 	SourceName transport.Name     `cbor:"5,keyasint"`
+	// Away is set while it moves to another terminal: this one may not use it.
+	Away *awayRecord `cbor:"6,keyasint,omitempty"`
+	// Txn is the key copy that brought it; nil for others, and for earlier ones.
+	Txn *transport.ID `cbor:"7,keyasint,omitempty"`
+}
+
+// awayRecord says where a credential has gone.
+type awayRecord struct {
+	Txn  transport.ID       `cbor:"1,keyasint"`
+	Peer transport.DeviceID `cbor:"2,keyasint"`
+	Name transport.Name     `cbor:"3,keyasint"` // empty if the other terminal proved none
+}
+
+// String is why it cannot be used.
+func (w *awayRecord) String() string {
+	who := "device " + w.Peer.Short()
+	if w.Name != "" {
+		who = "terminal " + string(w.Name)
+	}
+	return fmt.Sprintf("moving to %s by key copy %s", who, short(w.Txn))
 }
 
 func (h *holdingRecord) wipe() {
@@ -56,6 +77,9 @@ type claimRecord struct {
 	// Fault is why the server refused it last. A refused claim rests until the
 	// next connection.
 	Fault string `cbor:"3,keyasint"`
+	// Txn and Transfer say which key copy brought it.
+	Txn      *transport.ID      `cbor:"4,keyasint,omitempty"`
+	Transfer transport.Transfer `cbor:"5,keyasint,omitempty"`
 }
 
 // holding looks a credential up, nil if it is not here. The caller wipes it.
@@ -76,7 +100,23 @@ func hold(tx *store.Tx, h *holdingRecord) error {
 	if h.Origin == OriginIssue {
 		return tx.Delete(bucketClaims, string(h.Record.ID))
 	}
-	return tx.Put(bucketClaims, string(h.Record.ID), &claimRecord{Source: h.Source, Time: h.Since})
+	return claimLater(tx, h, h.Source)
+}
+
+// claimLater has a holding reported. One that this terminal cannot prove, or has
+// given up, is not claimed: the report of the key copy has to do.
+func claimLater(tx *store.Tx, h *holdingRecord, source transport.DeviceID) error {
+	if h.Record.Kind != transport.KindCertificate || h.Away != nil {
+		return tx.Delete(bucketClaims, string(h.Record.ID))
+	}
+	c := &claimRecord{Source: source, Time: h.Since, Txn: h.Txn}
+	if c.Txn != nil {
+		c.Transfer = transport.TransferCopy
+		if h.Origin == OriginMove {
+			c.Transfer = transport.TransferMove
+		}
+	}
+	return tx.Put(bucketClaims, string(h.Record.ID), c)
 }
 
 // supersede invalidates what was issued to this device for the same end before:
@@ -158,10 +198,10 @@ func (s *session) claimOne(c claimEntry) error {
 	if err != nil {
 		return err
 	}
-	if h == nil {
+	defer h.wipe()
+	if h == nil || h.Away != nil {
 		return s.update(func(tx *store.Tx) error { return tx.Delete(bucketClaims, string(c.id)) })
 	}
-	defer h.wipe()
 	key, err := privateKey(&h.Record.Secret)
 	if err != nil {
 		return err
@@ -171,7 +211,7 @@ func (s *session) claimOne(c claimEntry) error {
 	if err != nil {
 		return err
 	}
-	return s.say(&transport.CredentialClaim{Credential: c.id, Nonce: *s.nonce, Source: c.Source, Time: c.Time, Signature: signature}, question{claim: c.id})
+	return s.say(&transport.CredentialClaim{Credential: c.id, Nonce: *s.nonce, Source: c.Source, Time: c.Time, Signature: signature, Txn: c.Txn, Transfer: c.Transfer}, question{claim: c.id})
 }
 
 // claimTaken: the server has the holding in its inventory. How the service is
@@ -290,7 +330,7 @@ func pick(tx *store.Tx, clock *Clock, service transport.Name, usage transport.Us
 		if best != nil && (origin != h.Origin && origin == OriginIssue || origin == h.Origin && best.Record.Expires >= r.Expires) {
 			return nil
 		}
-		if why := unusable(r, clock); why != "" {
+		if why := h.unusable(clock); why != "" {
 			if _, expired := expiredSince(r, clock); expired {
 				why += "; " + issueAnew("", service)
 			}
@@ -315,7 +355,15 @@ func pick(tx *store.Tx, clock *Clock, service transport.Name, usage transport.Us
 	return nil, fmt.Errorf("%w for service %s: %s", ErrNoCredential, service, problems[0])
 }
 
-// unusable says why a credential cannot be used now, or "".
+// unusable says why a credential of this terminal's cannot be used now, or "".
+func (h *holdingRecord) unusable(clock *Clock) string {
+	if h.Away != nil {
+		return h.Away.String()
+	}
+	return unusable(&h.Record, clock)
+}
+
+// unusable says why a credential cannot be used now, whoever has it, or "".
 func unusable(r *transport.CredentialRecord, clock *Clock) string {
 	if r.State != transport.CredentialActive {
 		return "invalidated"

@@ -21,13 +21,7 @@ import (
 // transport/tcp carries, this file gives both what they need of this terminal.
 // keycopy_offer.go is the old terminal's end, keycopy_fetch.go the new one's.
 
-const (
-	bucketAttempts = "attempts" // role → keycopy.AttemptLog
-	bucketCopies   = "copies"   // queue of copyRecord
-
-	// copiesKept is how many copies are remembered.
-	copiesKept = 64
-)
+const bucketAttempts = "attempts" // role → keycopy.AttemptLog
 
 // KeycopyConfig is how this terminal takes part in key copies.
 type KeycopyConfig struct {
@@ -51,18 +45,6 @@ const (
 	roleTarget role = "target"
 )
 
-// copyRecord is one copy, for status and audit.
-type copyRecord struct {
-	Role   role               `cbor:"1,keyasint"`
-	Txn    transport.ID       `cbor:"2,keyasint"`
-	Peer   transport.DeviceID `cbor:"3,keyasint"`
-	Name   transport.Name     `cbor:"4,keyasint"`
-	Remote string             `cbor:"5,keyasint"`
-	Time   int64              `cbor:"6,keyasint"`
-	Items  []transport.Name   `cbor:"7,keyasint"` // offered
-	Taken  []transport.Name   `cbor:"8,keyasint"` // installed at the Target, durably
-}
-
 // copies is what is under way.
 type copies struct {
 	once  sync.Once
@@ -73,6 +55,16 @@ type copies struct {
 	fetching bool       // guarded by mu
 	judging  bool       // guarded by mu: key storage looks at a PIN
 	wrong    wrongCodes // of the one fetch under way, or the last
+	// troubles is guarded by mu: why the last attempt to go on with a transaction
+	// failed.
+	troubles map[transport.ID]string
+}
+
+// trouble is why a transaction did not go on when that was tried last.
+func (c *copies) trouble(id transport.ID) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.troubles[id]
 }
 
 func (c *copies) armed() chan *offering {
@@ -256,39 +248,4 @@ func (v *vault) waits() (found bool, err error) {
 		return nil
 	})
 	return found, err
-}
-
-// note keeps a copy for status and audit, and forgets the oldest.
-func note(tx *store.Tx, r *copyRecord) error {
-	var keys []string
-	err := tx.Each(bucketCopies, func(key string, decode func(any) error) error {
-		var old copyRecord
-		if err := decode(&old); err != nil {
-			return err
-		}
-		if old.Txn == r.Txn {
-			return tx.Delete(bucketCopies, key)
-		}
-		keys = append(keys, key)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for len(keys) >= copiesKept {
-		if err := tx.Delete(bucketCopies, keys[0]); err != nil {
-			return err
-		}
-		keys = keys[1:]
-	}
-	_, err = tx.Append(bucketCopies, r)
-	return err
-}
-
-func newCopyRecord(r role, t *keycopy.Transaction) *copyRecord {
-	c := &copyRecord{Role: r, Txn: t.ID, Peer: t.Peer, Name: t.Name, Remote: t.Remote, Time: t.At, Taken: t.Taken()}
-	for _, e := range t.Items {
-		c.Items = append(c.Items, e.ID)
-	}
-	return c
 }

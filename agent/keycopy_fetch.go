@@ -12,9 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/keycopy"
-	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/control"
 	"github.com/kagimori/kagimori/transport/tcp"
@@ -62,9 +60,7 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 			},
 		},
 		Select: selected, Identity: p.identity(),
-		Install: func(_ context.Context, t *keycopy.Transaction, records []transport.CredentialRecord) error {
-			return p.install(t, records, a.clock)
-		},
+		Install: p.install,
 	}
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -169,40 +165,21 @@ func (a *Agent) fetched(p *party, t *keycopy.Transaction, notClosed error) *Keyc
 	return &ev
 }
 
-// install checks the records and stores them all, or none.
-func (p *party) install(t *keycopy.Transaction, records []transport.CredentialRecord, clock *Clock) error {
-	for i := range records {
-		if err := p.check(&records[i]); err != nil {
-			return fmt.Errorf("credential %s: %w", records[i].ID, err)
-		}
-	}
-	noted := newCopyRecord(roleTarget, t)
-	noted.Taken = noted.Taken[:0]
-	return p.vault.update(func(tx *store.Tx) error {
-		for i := range records {
-			h := holdingRecord{Record: records[i], Origin: OriginCopy, Since: clock.Stamp(), Source: t.Peer, SourceName: t.Name}
-			if err := holdCopy(tx, &h, clock); err != nil {
-				return err
-			}
-			noted.Taken = append(noted.Taken, h.Record.ID)
-		}
-		return errors.Join(note(tx, noted), p.vault.audit(tx, audit.CopyReceived, peerText(t.Name, &t.Peer, t.Remote), "%s", listed(noted.Taken)))
-	})
-}
-
-// holdCopy stores a copied credential unless the one that is here lasts as
-// long (that is the same one, or a renewed one), or was issued to this very
-// device and is good.
-func holdCopy(tx *store.Tx, h *holdingRecord, clock *Clock) error {
-	old, err := holding(tx, h.Record.ID)
-	defer old.wipe()
-	if err != nil || old != nil && old.Record.State == transport.CredentialActive && old.Record.Expires >= h.Record.Expires {
+// install checks the records and stores what can be used.
+func (p *party) install(ctx context.Context, t *keycopy.Transaction, records []transport.CredentialRecord) error {
+	s := stager{journal{p.vault}, p}
+	started := *t
+	started.Side, started.Phase, started.Resume = transport.KeycopyTarget, transport.KeycopyStarted, make(transport.Sensitive, 32)
+	if err := s.Advance(ctx, &started, 0); err != nil {
 		return err
 	}
-	if old != nil && old.Origin == OriginIssue && unusable(&old.Record, clock) == "" {
-		return nil
+	staged, _, err := s.Stage(ctx, &started, records)
+	if err != nil {
+		return err
 	}
-	return hold(tx, h)
+	closed := *staged
+	closed.Phase, closed.Resume = transport.KeycopyClosed, nil
+	return s.Advance(ctx, &closed, transport.KeycopyStaged)
 }
 
 // check refuses a record that this terminal could not use, or that is not what
@@ -219,7 +196,7 @@ func (p *party) check(r *transport.CredentialRecord) error {
 		}
 	}
 	if r.Kind != transport.KindCertificate || r.Usage != transport.UsageClient {
-		return fmt.Errorf("a %.20s for usage %.20s is not known here: update this terminal", r.Kind, r.Usage)
+		return unsuited(fmt.Sprintf("a %.20s for usage %.20s is not known here: update this terminal", r.Kind, r.Usage))
 	}
 	chain, err := transport.ParseChain(r.Chain)
 	if err != nil {

@@ -1,29 +1,40 @@
 package agent
 
 import (
+	"crypto/rand"
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
+	"github.com/kagimori/kagimori/agent/keycopy"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/transport"
 )
 
-// copiesOf gives what a terminal has on record of its copies.
-func copiesOf(t testing.TB, a *Agent) (list []copyRecord) {
+// dealsOf gives what a terminal has on record of its copies.
+func dealsOf(t testing.TB, a *Agent) (list []dealRecord) {
 	t.Helper()
 	err := a.vault.store.View(func(tx *store.Tx) error {
-		return tx.Each(bucketCopies, func(_ string, decode func(any) error) error {
-			var r copyRecord
-			err := decode(&r)
-			list = append(list, r)
-			return err
+		return eachDeal(tx, func(d *dealRecord) error {
+			list = append(list, *d)
+			return nil
 		})
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return list
+}
+
+// dealOf is a transaction about records, as a Target has it when it begins.
+func dealOf(records ...transport.CredentialRecord) *keycopy.Transaction {
+	d := &keycopy.Transaction{ID: transport.NewID(rand.Reader), Side: transport.KeycopyTarget, Phase: transport.KeycopyStarted, Mode: transport.KeycopyPAKE,
+		Peer: transport.DeviceID{1}, Remote: "192.0.2.7:8885", At: time.Now().Unix(), Resume: slices.Repeat(transport.Sensitive{1}, 32)}
+	for i := range records {
+		d.Items = append(d.Items, transport.NewKeycopyEntry(&records[i], 1000))
+	}
+	return d
 }
 
 // By the time that the new terminal learns that the codes match, the old one
@@ -39,11 +50,11 @@ func TestCopyIsOnRecordBeforeKeysLeave(t *testing.T) {
 			return
 		}
 		granted = true
-		list := copiesOf(t, r.old)
+		list := dealsOf(t, r.old)
 		if len(list) != 1 {
 			t.Fatalf("%d copies on record at the grant", len(list))
 		}
-		if c := list[0]; c.Role != roleSource || c.Peer != r.new.vault.device || !slices.Equal(c.Items, want) || len(c.Taken) != 0 {
+		if c := &list[0].Deal; c.Side != transport.KeycopySource || c.Phase != transport.KeycopyOffered || c.Peer != r.new.vault.device || !slices.Equal(offeredIDs(c), want) || len(c.Taken()) != 0 {
 			t.Errorf("on record at the grant: %+v", c)
 		}
 	})
@@ -51,7 +62,7 @@ func TestCopyIsOnRecordBeforeKeysLeave(t *testing.T) {
 		t.Fatalf("granted %v, %v", granted, err)
 	}
 	<-o.done
-	if list := copiesOf(t, r.old); len(list) != 1 || !slices.Equal(list[0].Taken, want) {
+	if list := dealsOf(t, r.old); len(list) != 1 || list[0].Deal.Phase != transport.KeycopyDone || !slices.Equal(list[0].Deal.Taken(), want) {
 		t.Errorf("on record after the receipt: %+v", list)
 	}
 }

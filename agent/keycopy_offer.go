@@ -318,23 +318,15 @@ type sourceJournal struct{ vault *vault }
 var _ keycopy.SourceJournal = sourceJournal{}
 
 // Offered comes before the first key leaves.
-func (j sourceJournal) Offered(_ context.Context, t *keycopy.Transaction) error {
-	return j.note(audit.CopyGiven, t)
+func (j sourceJournal) Offered(ctx context.Context, t *keycopy.Transaction) error {
+	offered := *t
+	offered.Phase, offered.Resume = transport.KeycopyOffered, make(transport.Sensitive, 32)
+	return journal(j).Advance(ctx, &offered, 0)
 }
 
 // Received comes with the receipt.
-func (j sourceJournal) Received(_ context.Context, t *keycopy.Transaction) error {
-	j.vault.log.Info("keys copied", "to", t.Peer.Short(), "terminal", t.Name, "remote", t.Remote, "keys", len(t.Taken()))
-	return j.note(audit.CopyDelivered, t)
-}
-
-func (j sourceJournal) note(kind audit.Kind, t *keycopy.Transaction) error {
-	r := newCopyRecord(roleSource, t)
-	ids := r.Items
-	if kind == audit.CopyDelivered {
-		ids = r.Taken
-	}
-	return j.vault.update(func(tx *store.Tx) error {
-		return errors.Join(note(tx, r), j.vault.audit(tx, kind, peerText(r.Name, &r.Peer, r.Remote), "%s", listed(ids)))
-	})
+func (j sourceJournal) Received(ctx context.Context, t *keycopy.Transaction) error {
+	done := *t
+	done.Phase, done.Resume = transport.KeycopyDone, nil
+	return journal(j).Advance(ctx, &done, transport.KeycopyOffered)
 }

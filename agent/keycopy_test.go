@@ -259,8 +259,6 @@ func TestInstallChecksWhatItGets(t *testing.T) {
 		"another key":             func(c *transport.CredentialRecord) { c.Secret = r.ca.record("maps-1").Secret },
 		"no key":                  func(c *transport.CredentialRecord) { c.Secret.Bytes = nil },
 		"unknown form":            func(c *transport.CredentialRecord) { c.Secret.Form = "word" },
-		"unknown kind":            func(c *transport.CredentialRecord) { c.Kind = "poem" },
-		"a gate's":                func(c *transport.CredentialRecord) { c.Usage = transport.UsageServer },
 		"bad name":                func(c *transport.CredentialRecord) { c.Subject = "A B" },
 		"another service's":       func(c *transport.CredentialRecord) { c.Service = "tiles" },
 		"lives longer":            func(c *transport.CredentialRecord) { c.Expires++ },
@@ -277,7 +275,7 @@ func TestInstallChecksWhatItGets(t *testing.T) {
 	} {
 		good, bad := r.ca.record("maps-9"), r.ca.record("maps-1")
 		spoil(&bad)
-		if err := p.install(&keycopy.Transaction{}, []transport.CredentialRecord{good, bad}, r.new.clock); err == nil {
+		if err := p.install(t.Context(), dealOf(good, bad), []transport.CredentialRecord{good, bad}); err == nil {
 			t.Errorf("%s: installed", name)
 		}
 		if got := ids(t, r.new); len(got) != 0 {
@@ -303,7 +301,8 @@ func TestInstallKeepsTheRenewedOne(t *testing.T) {
 	r.ca.to = r.ca.to.Add(-time.Hour)
 	older := r.ca.record("maps-1")
 	install := func(c transport.CredentialRecord) []byte {
-		if err := p.install(&keycopy.Transaction{}, []transport.CredentialRecord{c}, r.new.clock); err != nil {
+		c.Secret.Bytes = slices.Clone(c.Secret.Bytes) // they are wiped
+		if err := p.install(t.Context(), dealOf(c), []transport.CredentialRecord{c}); err != nil {
 			t.Fatal(err)
 		}
 		got, err := r.new.Credential("maps", transport.UsageClient)

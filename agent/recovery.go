@@ -179,7 +179,7 @@ func (v *vault) claimAll(tx *store.Tx) error {
 		if h.Origin == OriginIssue {
 			source = v.device // from nowhere else
 		}
-		return tx.Put(bucketClaims, string(h.Record.ID), &claimRecord{Source: source, Time: h.Since})
+		return claimLater(tx, h, source)
 	})
 }
 
@@ -197,8 +197,7 @@ func (v *vault) forgetDevice(tx *store.Tx) error {
 		if h.Origin == OriginIssue {
 			h.Origin, h.Source = OriginCopy, was.Device
 		}
-		return errors.Join(tx.Put(bucketCredentials, string(h.Record.ID), h),
-			tx.Put(bucketClaims, string(h.Record.ID), &claimRecord{Source: h.Source, Time: h.Since}))
+		return errors.Join(tx.Put(bucketCredentials, string(h.Record.ID), h), claimLater(tx, h, h.Source))
 	})
 	if err != nil {
 		return err

@@ -37,8 +37,11 @@ type session struct {
 	results   map[transport.ID]bool   // sent since the last repetition
 	claims    map[transport.Name]bool // likewise
 	refused   map[transport.Name]bool // claims that are not sent again on this connection
-	asked     []question
-	out       [][]byte
+	reporting *reporting              // the page of a report that has had no answer
+	// unreported are key copies that are not reported again on this connection.
+	unreported map[transport.ID]bool
+	asked      []question
+	out        [][]byte
 }
 
 // A question is a message whose answer may be a fault.
@@ -48,13 +51,14 @@ type question struct {
 	claim    transport.Name // of a CredentialClaim
 	result   bool
 	poll     bool
-	state    bool   // of a TerminalState
-	recovery string // the store that is set aside, of a RecoveryRequest or RecoveryTaken
+	report   *transport.ID // of a KeycopyReport
+	state    bool          // of a TerminalState
+	recovery string        // the store that is set aside, of a RecoveryRequest or RecoveryTaken
 }
 
 // open gives what to say first: results that wait, then a poll.
 func (s *session) open() ([][]byte, error) {
-	s.refused = map[transport.Name]bool{}
+	s.refused, s.unreported = map[transport.Name]bool{}, map[transport.ID]bool{}
 	return s.repeat(true)
 }
 
@@ -63,18 +67,20 @@ func (s *session) again() ([][]byte, error) { return s.repeat(false) }
 
 func (s *session) repeat(first bool) ([][]byte, error) {
 	s.results, s.claims = map[transport.ID]bool{}, map[transport.Name]bool{}
-	s.polling, s.pollAgain = false, false
+	s.polling, s.pollAgain, s.reporting = false, false, nil
 	return s.saying(func() error {
 		var err error
 		if first {
 			err = s.sayState()
 		}
-		return errors.Join(err, s.poll(), s.claim(), s.ask(first))
+		return errors.Join(err, s.poll(), s.report(), s.claim(), s.ask(first))
 	})
 }
 
-// more says what has come up on this terminal: new holdings to claim.
-func (s *session) more() ([][]byte, error) { return s.saying(s.claim) }
+// more says what has come up on this terminal: key copies, new holdings to claim.
+func (s *session) more() ([][]byte, error) {
+	return s.saying(func() error { return errors.Join(s.report(), s.claim()) })
+}
 
 // receive takes one message from the server and gives what to answer. An error
 // does not end the connection: it is a message that was not understood, or
@@ -104,6 +110,8 @@ func (s *session) hear(ctx context.Context, env *transport.Envelope) error {
 		return heard(env, s.certificate)
 	case (*transport.CredentialClaimed)(nil).Type():
 		return heard(env, s.claimTaken)
+	case (*transport.KeycopyReported)(nil).Type():
+		return heard(env, s.reported)
 	case (*transport.TerminalNoted)(nil).Type():
 		return heard(env, s.noted)
 	case (*transport.RecoveryState)(nil).Type():
@@ -227,6 +235,8 @@ func (s *session) fault(env *transport.Envelope, f *transport.Fault) error {
 			return nil // an older server
 		}
 		return f
+	case q.report != nil:
+		return s.reportRefused(*q.report, f)
 	case q.recovery != "":
 		return s.recoveryRefused(q.recovery, f)
 	case q.claim != "":
@@ -291,6 +301,12 @@ func (s *session) unsettled() (bool, error) {
 		}
 		claims, err := openClaims(tx, 1, s.refused)
 		found = found || len(claims) > 0
+		if err != nil || found {
+			return err
+		}
+		d, err := nextReport(tx, s.unreported)
+		defer d.wipe()
+		found = d != nil
 		return err
 	})
 	return found, err

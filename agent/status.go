@@ -41,6 +41,8 @@ type CredentialSummary struct {
 	Total      int       `json:"total"`
 	Usable     int       `json:"usable"`
 	Unreported int       `json:"unreported"` // holdings that the server does not know of yet
+	Away       int       `json:"away"`       // of Total: moving to another terminal
+	Staged     int       `json:"staged"`     // moving to this one, and not of Total yet
 	Pending    int       `json:"pending"`    // asked for and not here yet
 	NextExpiry time.Time `json:"next_expiry,omitzero"`
 	NextID     string    `json:"next_expiry_credential,omitempty"`
@@ -74,6 +76,8 @@ type KeycopyStatus struct {
 	Codes  keycopy.CodePolicy `json:"codes"`
 	Last   string             `json:"last,omitempty"` // the last copy, in words
 	LastAt time.Time          `json:"last_at,omitzero"`
+	// Open are the copies that are not over.
+	Open []KeycopyOpen `json:"open,omitempty"`
 }
 
 // Line is the status in a few words, for the service manager.
@@ -136,6 +140,10 @@ func (v *vault) summary() (s CredentialSummary, err error) {
 	err = v.store.View(func(tx *store.Tx) error {
 		err := eachHolding(tx, func(h *holdingRecord) error {
 			s.Total++
+			if h.Away != nil {
+				s.Away++
+				return nil
+			}
 			if unusable(&h.Record, v.clock) != "" {
 				s.expired(&h.Record, v.clock)
 				return nil
@@ -150,7 +158,7 @@ func (v *vault) summary() (s CredentialSummary, err error) {
 		if err != nil {
 			return err
 		}
-		for bucket, n := range map[string]*int{bucketClaims: &s.Unreported, bucketPending: &s.Pending} {
+		for bucket, n := range map[string]*int{bucketClaims: &s.Unreported, bucketPending: &s.Pending, bucketStaged: &s.Staged} {
 			err := tx.Each(bucket, func(string, func(any) error) error {
 				*n++
 				return nil
@@ -203,26 +211,10 @@ func (a *Agent) keycopyStatus(v *vault) (*KeycopyStatus, error) {
 			}
 			*seconds = int(wait.Seconds())
 		}
-		var last copyRecord
 		s.PIN = tx.Blob(blobPIN) != nil
-		err := tx.Each(bucketCopies, func(_ string, decode func(any) error) error { return decode(&last) })
-		if err == nil && last.Role != "" {
-			s.Last, s.LastAt = last.String(), time.Unix(last.Time, 0).UTC()
-		}
-		return err
+		return s.deals(tx, a.cfg.Program)
 	})
 	return s, err
-}
-
-func (c *copyRecord) String() string {
-	who := peerText(c.Name, &c.Peer, c.Remote)
-	switch {
-	case c.Role == roleTarget:
-		return fmt.Sprintf("%s copied from %s", count(len(c.Taken), "key"), who)
-	case len(c.Taken) > 0:
-		return fmt.Sprintf("%s copied to %s; this terminal still holds %s", count(len(c.Taken), "key"), who, them(len(c.Taken)))
-	}
-	return fmt.Sprintf("%s sent to %s, which did not confirm them", count(len(c.Items), "key"), who)
 }
 
 // CredentialInfo is one credential without its secret.
@@ -281,7 +273,7 @@ func (v *vault) info(tx *store.Tx, h *holdingRecord) (CredentialInfo, error) {
 	r := &h.Record
 	i := CredentialInfo{
 		ID: r.ID, Kind: r.Kind, Service: r.Service, Subject: r.Subject, Usage: r.Usage, State: r.State,
-		Why: unusable(r, v.clock), Expires: time.Unix(r.Expires, 0).UTC(), Transfer: r.Transfer, ChipOnly: r.ChipOnly,
+		Why: h.unusable(v.clock), Expires: time.Unix(r.Expires, 0).UTC(), Transfer: r.Transfer, ChipOnly: r.ChipOnly,
 		Origin: h.Origin, SourceName: h.SourceName,
 	}
 	i.Usable = i.Why == ""

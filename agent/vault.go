@@ -123,7 +123,8 @@ func (sc StoreConfig) config() store.Config {
 	return store.Config{
 		Path: filepath.Join(sc.Dir, storeFile), Boot: sc.Boot, Check: sc.Check,
 		// What holds a key, or says whose they are.
-		Keys: []string{bucketCredentials, bucketIdentity, bucketPending, bucketTerminal, bucketRecovery},
+		Keys: []string{bucketCredentials, bucketIdentity, bucketPending, bucketTerminal, bucketRecovery,
+			bucketTransactions, bucketStaged},
 	}
 }
 
@@ -151,6 +152,9 @@ func openVault(ctx context.Context, opener Opener, r Remedy, clock *Clock, log *
 	if err != nil {
 		return nil, err
 	}
+	if err = v.migrate(); err != nil {
+		return nil, err
+	}
 	if err = v.openIdentity(ctx); err != nil {
 		return nil, err
 	}
@@ -160,6 +164,21 @@ func openVault(ctx context.Context, opener Opener, r Remedy, clock *Clock, log *
 	}
 	v.anchor()
 	return v, nil
+}
+
+// migrate takes records of earlier releases to what they are today.
+func (v *vault) migrate() error {
+	found := false
+	err := v.store.View(func(tx *store.Tx) error {
+		return tx.Each(bucketCopies, func(string, func(any) error) error {
+			found = true
+			return store.ErrStop
+		})
+	})
+	if err != nil || !found {
+		return err
+	}
+	return v.store.Update(takeCopies)
 }
 
 // openIdentity opens this device's own key, or makes one: at the first start,

@@ -71,6 +71,12 @@ const (
 	CopyGiven       Kind = "copy-given"       // keys left this device
 	CopyDelivered   Kind = "copy-delivered"   // and the other one has confirmed them
 	CopyReceived    Kind = "copy-received"    // keys came to this device
+	CopyCommitted   Kind = "copy-committed"   // the other one has what moves: it is disabled here
+	CopyActivated   Kind = "copy-activated"   // what moved here is in use
+	CopyDone        Kind = "copy-done"        // both ends know that it is over; what moved is destroyed at the old one
+	CopyReclaimed   Kind = "copy-reclaimed"   // an administrator took back what moved
+	CopyAbandoned   Kind = "copy-abandoned"   // it ended without a receipt, nothing has changed here
+	CopyDropped     Kind = "copy-dropped"     // it ended, what was staged is destroyed
 	CopyFailed      Kind = "copy-failed"      // a wrong code, counted
 	CopyLocked      Kind = "copy-locked"      // too many of them
 	CopyUnlocked    Kind = "copy-unlocked"    // an administrator forgave them
@@ -96,7 +102,8 @@ const (
 func Kinds() []Kind {
 	return []Kind{
 		Started, Provisioned, Enrolled, Installed, Enabled, Invalidated, Erased, CopyOffered,
-		CopyGiven, CopyDelivered, CopyReceived, CopyFailed, CopyLocked, CopyUnlocked, Recovered, RecoverySet,
+		CopyGiven, CopyDelivered, CopyReceived, CopyCommitted, CopyActivated, CopyDone, CopyReclaimed,
+		CopyAbandoned, CopyDropped, CopyFailed, CopyLocked, CopyUnlocked, Recovered, RecoverySet,
 		FellBack, OlderAccepted, PINSet, PINCleared, PINWrong, Passphrase, BootPrepared, BootConfirmed,
 		LockoutSet, LockoutReset, SelfRevoked, SecurityCode, GatesRevoked, IdentityCreated,
 	}
