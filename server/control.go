@@ -49,7 +49,7 @@ func (s *Server) controlInterface() control.Interface {
 			In: RecoveryParams{}, Out: RecoveryInfo{}, Handle: s.recoveryApprove},
 		{Name: "RecoveryDeny", Doc: "Refuses a request; it may be approved later.", Class: control.Admin,
 			In: RecoveryParams{}, Out: RecoveryInfo{}, Handle: s.recoveryDeny},
-	}, s.groupMethods()...)}
+	}, append(s.groupMethods(), s.chipMethods()...)...)}
 }
 
 // NameParams names one object: a terminal, or a credential by its id.

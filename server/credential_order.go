@@ -105,6 +105,9 @@ func (s *Server) order(tx *store.Tx, terminal transport.Name, o transport.Creden
 
 // tell adds the command that tells a terminal to get a credential that there is.
 func (s *Server) tell(tx *store.Tx, terminal transport.Name, o transport.CredentialOrder) (id transport.ID, err error) {
+	if o.ChipOnly && o.Transfer != transport.TransferNever {
+		o.Fleet = s.fleet.Public
+	}
 	body, err := transport.Marshal(o)
 	if err != nil {
 		return id, err
@@ -202,6 +205,9 @@ func (s *Server) parseOrder(in CredentialIssueParams) (o transport.CredentialOrd
 
 // orderNotes are what is not obvious about an order.
 func orderNotes(o transport.CredentialOrder) (notes []string) {
+	if o.ChipOnly && o.Transfer != transport.TransferNever {
+		notes = append(notes, "the key is made in the terminal's chip and goes only to chips that are approved: kagimori-server chip list")
+	}
 	if o.Transfer == transport.TransferMove {
 		notes = append(notes, fmt.Sprintf("%s may be moved and not copied, and this version cannot move credentials yet: until it can, %s stays on its terminal; order it with transfer copy if a replacement must take it over",
 			o.Credential, o.Credential))

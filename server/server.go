@@ -12,6 +12,7 @@
 //   - terminal.go, bundle.go, remove.go, gate.go: what administrators ask for
 //   - recovery.go, recovery_key.go, recovery_decide.go: how a terminal gets the key
 //     of its earlier store back
+//   - chip.go: which chips keys may go to
 //   - credential_order.go, _renew.go, _revoke.go, _list.go: so of credentials
 //   - audit.go, revocation.go, identity.go, http.go, http_door.go, init.go
 //
@@ -105,6 +106,7 @@ type Server struct {
 	decoy   *hsm.Secret                     // stands for the common key of unknown terminals
 
 	recovery recoveryKeys // for which terminals wrap their store keys; set by New
+	fleet    fleetKey     // approves chips; set by New
 
 	sessions sessions
 	settled  settled
@@ -141,6 +143,9 @@ func New(ctx context.Context, cfg Config, st *store.Store, module hsm.Module, lo
 		return nil, err
 	}
 	if err = s.loadRecoveryKeys(ctx); err != nil {
+		return nil, err
+	}
+	if err = s.loadFleetKey(ctx); err != nil {
 		return nil, err
 	}
 	s.cfg.Broker.TLS = &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: s.certificate}

@@ -136,6 +136,8 @@ func (s *Server) converse(ctx context.Context, ses *session, e *transport.Envelo
 		return open(e, func(m *transport.RecoveryRequest) (outcome, error) { return s.recoveryRequest(ctx, ses, m) })
 	case (*transport.RecoveryTaken)(nil).Type():
 		return open(e, func(m *transport.RecoveryTaken) (outcome, error) { return s.recoveryTaken(ctx, ses, m) })
+	case (*transport.ChipReport)(nil).Type():
+		return open(e, func(m *transport.ChipReport) (outcome, error) { return s.chipReport(ctx, ses, m) })
 	case (*transport.Fault)(nil).Type():
 		return open(e, func(m *transport.Fault) (outcome, error) {
 			if len(m.Text) > transport.MaxDetail {
