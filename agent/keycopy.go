@@ -80,6 +80,8 @@ type party struct {
 	tcp   tcp.Config
 	codes []keycopy.SecurityCode // newest first, at least one
 	clock keycopy.Clock
+	// invited, if set, is where a Target finds its Source.
+	invited *keycopy.Invitation
 }
 
 // party readies this terminal for a copy.

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -22,20 +23,27 @@ type KeycopyEvent struct {
 	// there if the operator typed one of his own, as CodeKind says.
 	Code     string           `json:"code,omitempty"`
 	CodeKind keycopy.CodeKind `json:"code_kind,omitempty"` // with armed
-	Listen  string              `json:"listen,omitempty"`  // with armed
-	Seconds int                 `json:"seconds,omitempty"` // that the code lives, with armed
-	Remote  string              `json:"remote,omitempty"`
-	Peer    transport.Name      `json:"peer,omitempty"`        // the other terminal, if it proved a name
-	Device  *transport.DeviceID `json:"peer_device,omitempty"` // as the other end says
-	Left    *int                `json:"attempts_left,omitempty"`
-	Item    int                 `json:"item,omitempty"`
-	Items   int                 `json:"items,omitempty"`
-	ID      transport.Name      `json:"credential,omitempty"`
-	Keys    []KeycopyKey        `json:"keys,omitempty"`
-	Held    []KeycopyHeld       `json:"withheld,omitempty"`
-	More    int                 `json:"withheld_more,omitempty"`
-	Next    string              `json:"next,omitempty"`
-	Warning string              `json:"warning,omitempty"` // with armed: what may keep the keys from being of use
+	Listen   string           `json:"listen,omitempty"`    // with armed
+	// Addresses are where the new terminal finds this one, KeyHash (hex) is of the
+	// key that this one shows it, Invitation has both in one text, QR is that text as
+	// a QR code: a row of modules each, "1" is dark; all with armed. None has the code.
+	Addresses  []netip.AddrPort    `json:"addresses,omitempty"`
+	KeyHash    string              `json:"key_hash,omitempty"`
+	Invitation string              `json:"invitation,omitempty"`
+	QR         []string            `json:"qr,omitempty"`
+	Seconds    int                 `json:"seconds,omitempty"` // that the code lives, with armed
+	Remote     string              `json:"remote,omitempty"`
+	Peer       transport.Name      `json:"peer,omitempty"`        // the other terminal, if it proved a name
+	Device     *transport.DeviceID `json:"peer_device,omitempty"` // as the other end says
+	Left       *int                `json:"attempts_left,omitempty"`
+	Item       int                 `json:"item,omitempty"`
+	Items      int                 `json:"items,omitempty"`
+	ID         transport.Name      `json:"credential,omitempty"`
+	Keys       []KeycopyKey        `json:"keys,omitempty"`
+	Held       []KeycopyHeld       `json:"withheld,omitempty"`
+	More       int                 `json:"withheld_more,omitempty"`
+	Next       string              `json:"next,omitempty"`
+	Warning    string              `json:"warning,omitempty"` // with armed: what may keep the keys from being of use
 }
 
 // KeycopyKey is one credential of a copy.

@@ -96,6 +96,8 @@ func nothingOffered(t *keycopy.Transaction) error {
 func foreign(address string, err error) error {
 	const next = "use a spare of the old terminal's deployment; `kagimori status` on each says which it belongs to"
 	switch {
+	case errors.Is(err, tcp.ErrOtherKey):
+		return control.Problemf(control.Refused, "read the QR code that the old terminal shows now; if it is that one, something between the two answers in its place: call off the offer, and use another cable or network", "%s does not show the key that is in the QR code", address)
 	case errors.Is(err, tcp.ErrForeign):
 		return control.Problemf(control.Refused, next, "the terminal at %s belongs to another deployment: this one cannot take over from it", address)
 	case tcp.Unaccepted(err):

@@ -26,8 +26,12 @@ import (
 // long as the codes have not been matched; after that it is seen through.
 func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(KeycopyEvent)) (*KeycopyEvent, error) {
 	defer order.typed.Wipe()
-	address, selected := order.address, order.selected
+	selected := order.selected
 	p, err := a.party()
+	if err != nil {
+		return nil, err
+	}
+	address, err := p.find(order.address)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +95,7 @@ func (p *party) copyFrom(ctx context.Context, address string, cfg keycopy.Target
 			}
 		}
 		var conn *tcp.Conn
-		if conn, err = tcp.Dial(ctx, address, p.tcp); err != nil {
+		if conn, err = p.dial(ctx, address); err != nil {
 			return nil, err
 		}
 		cfg.Code = c

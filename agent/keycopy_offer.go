@@ -98,6 +98,10 @@ func (a *Agent) arm(ctx context.Context, order armOrder) (o *offering, code []by
 	if o.listener, err = tcp.Listen(ctx, a.cfg.Keycopy.Listen); err != nil {
 		return nil, nil, control.Problemf(control.Unavailable, "choose another address for listen in the [keycopy] section, or stop what uses it", "%w", err)
 	}
+	if err := p.show(); err != nil {
+		o.listener.Close()
+		return nil, nil, err
+	}
 	operator, err := a.operatorCode(ctx, p, order)
 	if err != nil {
 		o.listener.Close()
@@ -112,7 +116,7 @@ func (a *Agent) arm(ctx context.Context, order armOrder) (o *offering, code []by
 		code = operator.Grouped()
 	}
 	o.chosen.Seconds = int(math.Ceil(operator.Remaining(p.clock()).Seconds()))
-	o.chosen.Listen = o.listener.Addr().String()
+	o.invite()
 	if a.link.get(a.clock).State == LinkRefused {
 		o.chosen.Warning = "the management server does not accept this terminal any more (was it removed?): gates may refuse the keys that are copied"
 	}

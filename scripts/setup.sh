@@ -7,7 +7,7 @@ what=${1:-test}
 # command:package
 demo="curl:curl"
 test="$demo gcc:gcc swtpm:swtpm swtpm_setup:swtpm-tools tpm2_getcap:tpm2-tools mosquitto:mosquitto mosquitto_pub:mosquitto-clients
-openssl:openssl strace:strace ip:iproute2 systemd-analyze:systemd socat:socat
+openssl:openssl zbarimg:zbar-tools strace:strace ip:iproute2 systemd-analyze:systemd socat:socat
 qemu-arm-static:qemu-user-static qemu-x86_64:qemu-user faketime:faketime
 systemd-nspawn:systemd-container init:systemd-sysv dbus-daemon:dbus
 spin:spin maude:maude"

@@ -10,6 +10,7 @@ package tcp
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -26,13 +27,16 @@ import (
 // Config is how an end shows itself and whom it believes.
 type Config struct {
 	// Certificate is this terminal's identity with its chain, an ECDSA P-256
-	// key. Without one the Source shows a certificate made for the moment, and
-	// the Target none.
+	// key. Without one the Source shows a certificate made for the moment, or the
+	// one of Shown that is here, and the Target none.
 	Certificate *tls.Certificate
 	// Verify judges a peer's identity certificate, leaf first; it is
 	// transport.VerifyTerminal with the root that this terminal trusts. It is
 	// not asked about certificates without a name.
 	Verify func(chain []*x509.Certificate) (transport.Name, error)
+	// SourceKey, if set, is the KeyHash of the certificate that the Source must
+	// show to Dial; another one is ErrOtherKey.
+	SourceKey *[sha256.Size]byte
 	// Refused, if set, is told by Serve of a peer with which TLS did not come
 	// about because of an identity: ErrForeign, or Unaccepted.
 	Refused func(remote string, err error)
@@ -62,12 +66,7 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 func Serve(ctx context.Context, ln net.Listener, cfg Config, handle func(context.Context, *Conn) error) error {
 	defer ln.Close()
 	var err error
-	if cfg.Certificate == nil {
-		if cfg.Certificate, err = ephemeral(); err != nil {
-			return fmt.Errorf("serve key copies: %w", err)
-		}
-	}
-	if cfg.Certificate, err = parsed(cfg.Certificate); err != nil {
+	if cfg.Certificate, err = Shown(cfg.Certificate); err != nil {
 		return fmt.Errorf("serve key copies: %w", err)
 	}
 	defer context.AfterFunc(ctx, func() { ln.Close() })()

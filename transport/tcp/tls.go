@@ -8,6 +8,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -22,6 +23,9 @@ import (
 
 // ErrForeign is a peer whose identity another deployment's server has issued.
 var ErrForeign = errors.New("the two terminals belong to different deployments")
+
+// ErrOtherKey is a Source that does not show the key that was asked for.
+var ErrOtherKey = errors.New("another terminal answers than the one whose code was read")
 
 // Unaccepted says whether err is the peer's TLS alert that it does not accept
 // our identity. In TLS 1.3 a client learns that with its first read only.
@@ -77,6 +81,9 @@ func (cfg Config) check(state tls.ConnectionState, required bool) (transport.Nam
 	if key, ok := chain[0].PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P256() {
 		return "", errors.New("the peer's key is not an ECDSA P-256 key")
 	}
+	if required && cfg.SourceKey != nil && KeyHash(chain[0]) != *cfg.SourceKey {
+		return "", ErrOtherKey
+	}
 	if nameless(chain) {
 		return "", nil
 	}
@@ -101,6 +108,18 @@ func nameless(chain []*x509.Certificate) bool {
 		len(c.URIs)+len(c.DNSNames)+len(c.IPAddresses)+len(c.EmailAddresses)+len(c.Subject.Names) == 0
 }
 
+// KeyHash is what an invitation knows a Source by: SHA-256 of its public key, DER.
+func KeyHash(c *x509.Certificate) [sha256.Size]byte { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
+
+// Shown is the certificate that a Source shows: its own, if it has one, or one
+// made for the moment. Its Leaf is set.
+func Shown(own *tls.Certificate) (*tls.Certificate, error) {
+	if own == nil {
+		return ephemeral()
+	}
+	return parsed(own)
+}
+
 // ephemeral makes a certificate without a name. Nobody judges its dates.
 func ephemeral() (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -112,7 +131,7 @@ func ephemeral() (*tls.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make certificate: %w", err)
 	}
-	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, nil
+	return parsed(&tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key})
 }
 
 // parsed gives a certificate its Leaf, so that no connection parses it again.

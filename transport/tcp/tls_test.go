@@ -260,3 +260,39 @@ func TestSessionsAreNotResumed(t *testing.T) {
 		t.Errorf("a ticket was given: %v", s)
 	}
 }
+
+// Whoever has read a QR code gets that Source or none, with an identity or not.
+func TestSourceKeyIsPinned(t *testing.T) {
+	f := newFleet(t)
+	one, err := ephemeral()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := ephemeral()
+	if err != nil {
+		t.Fatal(err)
+	}
+	named, err := parsed(f.identity(t, "nav-001", nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name        string
+		shown, want *tls.Certificate
+		good        bool
+	}{{"as read", one, one, true}, {"an identity as read", named, named, true}, {"another", other, one, false}, {"an identity where another key was read", named, one, false}} {
+		hash := KeyHash(tt.want.Leaf)
+		cfg := f.config(t, nil)
+		cfg.SourceKey = &hash
+		c, err := Dial(t.Context(), serve(t, f.config(t, tt.shown), echo), cfg)
+		if err == nil {
+			if ch := c.Channel(); (ch.Peer == "") == (tt.shown == named) {
+				t.Errorf("%s: peer %q", tt.name, ch.Peer)
+			}
+			c.Close()
+		}
+		if (err == nil) != tt.good || !tt.good && !errors.Is(err, ErrOtherKey) {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+}
