@@ -77,9 +77,9 @@ const (
 	// siegeMemory is by how much strangers may make an agent grow, in KiB:
 	// sixteen handshakes of some 100 KiB, and what the collector leaves in between.
 	siegeMemory = 12 << 10
-	// siegeFiles is how many files an agent may have open: sixteen connections
-	// and what it has anyway.
-	siegeFiles = 16 + 30
+	// siegeFiles is how many files an agent may have open: sixteen connections,
+	// as many that are making room, one that is turned away, and what it has anyway.
+	siegeFiles = 16 + 16 + 1 + 21
 	// reliefTime is how long the rightful terminal may take.
 	reliefTime = 5 * time.Second
 )

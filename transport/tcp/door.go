@@ -19,6 +19,9 @@ const (
 	// maxOpen connections stand at once, maxFrom of them from one address.
 	maxOpen = 16
 	maxFrom = 4
+	// maxLeaving connections that had to make room may be on their way out; until
+	// they are gone nobody else comes in. It takes them a moment.
+	maxLeaving = 16
 	// helloTime is from accept to the last byte of the first frame. A Target
 	// sends it right after the handshake.
 	helloTime = 5 * time.Second
@@ -36,6 +39,7 @@ var errDisplaced = fmt.Errorf("no HELLO while others wait: %w", transport.Keycop
 type door struct {
 	mu        sync.Mutex // guards all below, and all seats
 	seats     []*seat    // taken, the oldest first
+	leaving   int        // displaced, and not gone yet
 	strangers map[netip.Prefix]time.Time
 }
 
@@ -73,7 +77,7 @@ func origin(a net.Addr) netip.Prefix {
 }
 
 // enter gives conn, which came from there, a seat, or nil: its address has to
-// wait, or all who could make room have said HELLO.
+// wait, or all who could make room have said HELLO, or those who did are not gone.
 func (d *door) enter(conn net.Conn, from netip.Prefix, now time.Time) *seat {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -85,7 +89,7 @@ func (d *door) enter(conn net.Conn, from netip.Prefix, now time.Time) *seat {
 	}
 	mine := d.count(from)
 	if mine >= maxFrom || len(d.seats) >= maxOpen {
-		if !d.displace(from, mine >= maxFrom, now) {
+		if d.leaving == maxLeaving || !d.displace(from, mine >= maxFrom, now) {
 			return nil
 		}
 	}
@@ -121,6 +125,7 @@ func (d *door) displace(from netip.Prefix, only bool, now time.Time) bool {
 		return false
 	}
 	victim.displaced = true
+	d.leaving++
 	victim.conn.SetDeadline(time.Unix(1, 0)) // wakes its reader
 	d.remove(victim)
 	d.remember(victim.from, now)
@@ -137,8 +142,10 @@ func (d *door) remove(s *seat) {
 func (d *door) leave(s *seat, stranger bool, now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.remove(s)
-	if stranger && !s.displaced {
+	switch d.remove(s); {
+	case s.displaced: // it is remembered already
+		d.leaving--
+	case stranger:
 		d.remember(s.from, now)
 	}
 }

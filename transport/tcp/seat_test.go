@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -97,6 +98,28 @@ func TestDoorKeepsWhoSpoke(t *testing.T) {
 		if s.lost() {
 			t.Error("one that spoke was displaced")
 		}
+	}
+}
+
+// Those who make room hold a connection until they are gone: there are never
+// more than both limits together.
+func TestDoorWaitsForThoseWhoLeave(t *testing.T) {
+	d, now := newDoor(), doorTime
+	var all []*seat
+	for i := range maxOpen + maxLeaving {
+		all = append(all, mustCome(t, d, i, now))
+	}
+	if come(t, d, 100, now) != nil {
+		t.Fatal("one more comes in while all who made room are still there")
+	}
+	gone := slices.IndexFunc(all, (*seat).lost)
+	d.leave(all[gone], true, now)
+	mustCome(t, d, 100, now)
+	for _, s := range slices.Delete(all, gone, gone+1) {
+		d.leave(s, true, now)
+	}
+	if d.leaving != 0 || len(d.seats) != 1 {
+		t.Errorf("%d are still leaving, %d have a seat", d.leaving, len(d.seats))
 	}
 }
 
