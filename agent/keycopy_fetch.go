@@ -64,7 +64,7 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 			},
 		},
 		Select: selected, Identity: p.identity(),
-		Install: p.install,
+		Want: transport.TransferCopy, Journal: stager{journal{p.vault}, p},
 	}
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -167,23 +167,6 @@ func (a *Agent) fetched(p *party, t *keycopy.Transaction, notClosed error) *Keyc
 		ev.Next += "; the server learns of it once this device is a named terminal (provision its terminal bundle)"
 	}
 	return &ev
-}
-
-// install checks the records and stores what can be used.
-func (p *party) install(ctx context.Context, t *keycopy.Transaction, records []transport.CredentialRecord) error {
-	s := stager{journal{p.vault}, p}
-	started := *t
-	started.Side, started.Phase, started.Resume = transport.KeycopyTarget, transport.KeycopyStarted, make(transport.Sensitive, 32)
-	if err := s.Advance(ctx, &started, 0); err != nil {
-		return err
-	}
-	staged, _, err := s.Stage(ctx, &started, records)
-	if err != nil {
-		return err
-	}
-	closed := *staged
-	closed.Phase, closed.Resume = transport.KeycopyClosed, nil
-	return s.Advance(ctx, &closed, transport.KeycopyStaged)
 }
 
 // check refuses a record that this terminal could not use, or that is not what

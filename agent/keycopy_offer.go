@@ -125,9 +125,12 @@ func (a *Agent) arm(ctx context.Context, order armOrder) (o *offering, code []by
 			Device: p.vault.device, Attempts: attempts{vault: p.vault, role: roleSource, now: a.clock.Steady}, Clock: p.clock, Random: rand.Reader,
 			Progress: func(ev keycopy.Event) { o.progress(ev) },
 		},
-		Codes:   p.codes,
-		Records: func(context.Context) ([]transport.CredentialRecord, error) { return p.vault.records(selected) },
-		Journal: sourceJournal{p.vault},
+		Codes: p.codes,
+		Records: func(context.Context, *transport.KeycopyParent) ([]transport.CredentialRecord, []transport.KeycopyWithheld, error) {
+			records, err := p.vault.records(selected)
+			return records, nil, err
+		},
+		Journal: journal{p.vault},
 	}, operator)
 	select {
 	case a.copies.armed() <- o:
@@ -194,7 +197,7 @@ func (o *offering) choose(selected []transport.Name) error {
 		return err
 	}
 	defer keycopy.WipeRecords(records)
-	offer, err := keycopy.Choose(records, selected, p.clock().Date)
+	offer, err := keycopy.Choose(records, keycopy.Choice{Select: selected, Want: transport.TransferCopy, Now: p.clock().Date})
 	if err != nil {
 		return err
 	}
@@ -314,23 +317,4 @@ func (v *vault) records(selected []transport.Name) (list []transport.CredentialR
 		return nil, fmt.Errorf("read credentials: %w", err)
 	}
 	return list, nil
-}
-
-// sourceJournal keeps what must not be forgotten (keycopy.SourceJournal).
-type sourceJournal struct{ vault *vault }
-
-var _ keycopy.SourceJournal = sourceJournal{}
-
-// Offered comes before the first key leaves.
-func (j sourceJournal) Offered(ctx context.Context, t *keycopy.Transaction) error {
-	offered := *t
-	offered.Phase, offered.Resume = transport.KeycopyOffered, make(transport.Sensitive, 32)
-	return journal(j).Advance(ctx, &offered, 0)
-}
-
-// Received comes with the receipt.
-func (j sourceJournal) Received(ctx context.Context, t *keycopy.Transaction) error {
-	done := *t
-	done.Phase, done.Resume = transport.KeycopyDone, nil
-	return journal(j).Advance(ctx, &done, transport.KeycopyOffered)
 }

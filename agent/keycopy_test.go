@@ -284,6 +284,23 @@ func TestInstallChecksWhatItGets(t *testing.T) {
 	}
 }
 
+// install takes records as if they had come in a copy.
+func (p *party) install(ctx context.Context, t *keycopy.Transaction, records []transport.CredentialRecord) error {
+	s := stager{journal{p.vault}, p}
+	started := *t
+	started.Side, started.Phase, started.Resume = transport.KeycopyTarget, transport.KeycopyStarted, make(transport.Sensitive, 32)
+	if err := s.Advance(ctx, &started, 0); err != nil {
+		return err
+	}
+	staged, _, err := s.Stage(ctx, &started, records)
+	if err != nil {
+		return err
+	}
+	closed := *staged
+	closed.Phase, closed.Resume = transport.KeycopyClosed, nil
+	return s.Advance(ctx, &closed, transport.KeycopyStaged)
+}
+
 // A copy never takes the place of a credential that lasts as long or longer,
 // nor of a good one that was issued to this very terminal.
 func TestInstallKeepsTheRenewedOne(t *testing.T) {

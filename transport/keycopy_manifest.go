@@ -49,6 +49,8 @@ const (
 	KeycopyChipStays
 	// KeycopyChipFailed: the Source's chip did not give it.
 	KeycopyChipFailed
+	// KeycopyMoving: it is disabled here, on its way to another terminal.
+	KeycopyMoving
 )
 
 var keycopyReasonText = map[KeycopyReason]string{
@@ -66,6 +68,7 @@ var keycopyReasonText = map[KeycopyReason]string{
 	KeycopyChipNotApproved: "its key goes only to chips that the fleet has approved, and the new terminal's is not one: there, kagimori chip show says what is missing; or issue a new one to it: kagimori-server credential issue",
 	KeycopyChipStays:       "its key was made to stay in its chip; issue a new one to the new terminal: kagimori-server credential issue",
 	KeycopyChipFailed:      "the old terminal's chip did not give its key: its log says why; try again, or issue a new one to the new terminal: kagimori-server credential issue",
+	KeycopyMoving:          "it is being moved to another terminal",
 }
 
 func (r KeycopyReason) String() string {

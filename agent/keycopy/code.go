@@ -239,7 +239,7 @@ func (c *OperatorCode) Grouped() []byte {
 
 // Remaining is how long the code is still good for; 0 when it is not.
 func (c *OperatorCode) Remaining(now Instant) time.Duration {
-	if c.digits.Len() == 0 {
+	if c == nil || c.digits.Len() == 0 {
 		return 0
 	}
 	return max(0, CodeLifetime-max(0, now.Since(c.since)))

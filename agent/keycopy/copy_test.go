@@ -51,7 +51,7 @@ func TestOrderOfWritesAndDestruction(t *testing.T) {
 	source, target := r.secrets[0], r.secrets[1]
 	gone := func(b []byte) bool { return bytes.Equal(b, make([]byte, len(b))) }
 	r.targetLedger.onWrite = func(what string) {
-		if gone(target) {
+		if what != "closed" && gone(target) {
 			t.Errorf("the Target's code was gone before %s", what)
 		}
 	}
@@ -59,7 +59,7 @@ func TestOrderOfWritesAndDestruction(t *testing.T) {
 		if gone(source) {
 			t.Errorf("the Source's code was gone before %s", what)
 		}
-		if (what == "received") != gone(target) {
+		if (what == "done") != gone(target) {
 			t.Errorf("at %s the Target's code is gone: %v", what, gone(target))
 		}
 	}
@@ -76,8 +76,8 @@ func TestOrderOfWritesAndDestruction(t *testing.T) {
 		t.Fatal(sourceErr, targetErr)
 	}
 	for what, lists := range map[string][2][]string{
-		"source": {r.sourceLedger.writes, {"count", "succeed", "offered", "received"}},
-		"target": {r.targetLedger.writes, {"count", "succeed", "install"}},
+		"source": {r.sourceLedger.writes, {"count", "succeed", "offered", "done"}},
+		"target": {r.targetLedger.writes, {"count", "succeed", "started", "staged", "closed"}},
 		"frames": {frames, {"HELLO", "HELLO_ACK", "PROOF", "GRANT", "ITEM", "ITEM", "ITEM", "RECEIPT", "CLOSE"}},
 	} {
 		if !slices.Equal(lists[0], lists[1]) {
@@ -136,6 +136,8 @@ func TestWithheldKeys(t *testing.T) {
 	r := newRig(t, 9)
 	r.records[7].Subject = "Not A Name"
 	r.records[8].ID, r.records[8].State = "Nor This", transport.CredentialInvalid
+	r.targetConfig.Want = transport.TransferCopy
+	r.arm("12345678", "12345678")
 	r.records[1].Transfer = transport.TransferMove
 	r.records[2].Transfer = transport.TransferNever
 	r.records[3].ChipOnly = true
@@ -158,6 +160,8 @@ func TestWithheldKeys(t *testing.T) {
 
 func TestNothingToCopy(t *testing.T) {
 	r := newRig(t, 1)
+	r.targetConfig.Want = transport.TransferCopy
+	r.arm("12345678", "12345678")
 	r.records[0].Transfer = transport.TransferMove
 	sourceErr, targetErr := r.copyOnce(t)
 	wantFault(t, "source", sourceErr, transport.KeycopyManifestRejected, true)
@@ -187,7 +191,7 @@ func TestChooseKeepsTheLimits(t *testing.T) {
 		return len(manifest)
 	}
 	many := someRecords(transport.MaxKeycopyItems + 300)
-	o, err := Choose(many, nil, now)
+	o, err := Choose(many, Choice{Now: now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +203,7 @@ func TestChooseKeepsTheLimits(t *testing.T) {
 		many[i].ID = transport.Name(fmt.Sprintf("%063d", i))
 		many[i].Subject, many[i].Service = long, long
 	}
-	if o, err = Choose(many, nil, now); err != nil {
+	if o, err = Choose(many, Choice{Now: now}); err != nil {
 		t.Fatal(err)
 	}
 	if size := grant(o); len(o.Items) < 1500 || size < maxListed {
@@ -210,13 +214,13 @@ func TestChooseKeepsTheLimits(t *testing.T) {
 		large[i].Secret.Bytes = make([]byte, transport.MaxKeycopyRecord-1024)
 	}
 	large[0].Secret.Bytes = make([]byte, transport.MaxKeycopyRecord)
-	if o, err = Choose(large, nil, now); err != nil {
+	if o, err = Choose(large, Choice{Now: now}); err != nil {
 		t.Fatal(err)
 	}
 	if grant(o); len(o.Items) > len(large)-2 || o.Withheld[0] != (transport.KeycopyWithheld{ID: "cr-0000", Reason: transport.KeycopyTooLarge}) {
 		t.Errorf("%d of %d offered, withheld %v", len(o.Items), len(large), o.Withheld)
 	}
-	if _, err := Choose([]transport.CredentialRecord{large[1], large[1]}, nil, now); err == nil {
+	if _, err := Choose([]transport.CredentialRecord{large[1], large[1]}, Choice{Now: now}); err == nil {
 		t.Error("a credential twice")
 	}
 }
@@ -234,10 +238,11 @@ func TestFailedWrites(t *testing.T) {
 		{"source", "count", transport.KeycopyStoreFailed, transport.KeycopyStoreFailed, true, 4, 0, false},
 		{"source", "succeed", transport.KeycopyStoreFailed, transport.KeycopyStoreFailed, true, 4, 0, false},
 		{"source", "offered", transport.KeycopyStoreFailed, transport.KeycopyStoreFailed, true, 4, 0, true},
-		{"source", "received", transport.KeycopyStoreFailed, transport.KeycopyStoreFailed, true, 8, 2, true},
+		{"source", "done", transport.KeycopyStoreFailed, transport.KeycopyStoreFailed, true, 8, 2, false},
 		{"target", "count", transport.KeycopyAborted, transport.KeycopyAborted, false, 3, 0, false},
-		{"target", "succeed", transport.KeycopyStoreFailed, transport.KeycopyStoreFailed, false, 7, 0, true},
-		{"target", "install", transport.KeycopyStoreFailed, transport.KeycopyStoreFailed, false, 7, 0, true},
+		{"target", "succeed", transport.KeycopyStoreFailed, transport.KeycopyStoreFailed, false, 7, 0, false},
+		{"target", "started", transport.KeycopyStoreFailed, transport.KeycopyStoreFailed, false, 7, 0, false},
+		{"target", "staged", transport.KeycopyStoreFailed, transport.KeycopyStoreFailed, false, 7, 0, false},
 	} {
 		t.Run(tt.end+" "+tt.write, func(t *testing.T) {
 			r := newRig(t, 2)

@@ -128,7 +128,7 @@ func FuzzAuthenticSource(f *testing.F) {
 		}
 		err = g.consume(t.Context(), grant)
 		if err == nil {
-			id := g.entries[0].ID
+			id := g.deal.Items[0].ID
 			item, e := transport.EncodeKeycopy(&transport.KeycopyItem{ID: id, Sealed: s.keys.seal(0, id, record)})
 			if e != nil {
 				return

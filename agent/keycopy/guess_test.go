@@ -263,9 +263,13 @@ func TestDroppedRunsAreNotCounted(t *testing.T) {
 			t.Errorf("without %s: %v, %v", at, sourceErr, targetErr)
 		}
 		state, _ := r.source.State()
-		if spent := at == transport.KeycopyTypeGrant || at == transport.KeycopyTypeItem || at == transport.KeycopyTypeReceipt; spent != (state == Ended) {
+		if spent := at == transport.KeycopyTypeGrant || at == transport.KeycopyTypeItem || at == transport.KeycopyTypeReceipt; spent != (state == Serving) {
 			t.Errorf("without %s the Source is %s", at, state)
-		} else if spent {
+		} else if spent { // the code waits for the receipt, for as long as it lives
+			r.at(CodeLifetime)
+			if o := r.ended(t); o.Reason != EndPending || o.Transaction.Phase != transport.KeycopyOffered {
+				t.Errorf("without %s: %+v", at, o)
+			}
 			r.wantWiped(t)
 		}
 		if r.sourceLedger.failures() != 0 {

@@ -1,6 +1,7 @@
 package keycopy
 
-// What of a terminal's credentials goes into a copy, and why the rest does not.
+// What of a terminal's credentials goes into a transaction, and why the rest does
+// not.
 
 import (
 	"fmt"
@@ -18,11 +19,24 @@ type Offer struct {
 	listed  int                   // bytes of Items, encoded
 }
 
-// Choose decides which records a copy carries. selected names them; empty
-// means all. now judges expiry. It is what `keycopy offer` shows before a code
-// is made, and what a Source does again after the codes match. The records
-// stay the caller's; Wipe the offer.
-func Choose(records []transport.CredentialRecord, selected []transport.Name, now time.Time) (*Offer, error) {
+// A Choice is what decides which credentials a transaction carries, and how.
+type Choice struct {
+	// Select names them; empty means all.
+	Select []transport.Name
+	// Want is the Target's: with TransferCopy it takes nothing that moves.
+	Want transport.Transfer
+	// Move makes everything move.
+	Move bool
+	// Now judges expiry.
+	Now time.Time
+	// Withheld are credentials that are not among the records, and why.
+	Withheld []transport.KeycopyWithheld
+}
+
+// Choose is what `keycopy offer` shows before a code is made, and what a Source
+// does again after the codes match. The records stay the caller's; Wipe the
+// offer.
+func Choose(records []transport.CredentialRecord, c Choice) (*Offer, error) {
 	o := &Offer{}
 	held := map[transport.Name]bool{}
 	for i := range records {
@@ -32,13 +46,13 @@ func Choose(records []transport.CredentialRecord, selected []transport.Name, now
 			return nil, fmt.Errorf("credential %s is there twice", r.ID)
 		}
 		held[r.ID] = true
-		if len(selected) > 0 && !slices.Contains(selected, r.ID) {
+		if !c.selects(r.ID) {
 			continue
 		}
-		why := withhold(r, now)
+		why := c.withhold(r)
 		if why == 0 {
 			var err error
-			if why, err = o.add(r); err != nil {
+			if why, err = o.add(r, c.transfer(r)); err != nil {
 				o.Wipe()
 				return nil, fmt.Errorf("encode credential %s: %w", r.ID, err)
 			}
@@ -47,33 +61,97 @@ func Choose(records []transport.CredentialRecord, selected []transport.Name, now
 			o.withhold(r.ID, why)
 		}
 	}
-	for _, id := range selected {
+	for _, w := range c.Withheld {
+		if !held[w.ID] && c.selects(w.ID) {
+			o.withhold(w.ID, w.Reason)
+		}
+		held[w.ID] = true
+	}
+	for _, id := range c.Select {
 		if !held[id] {
 			o.withhold(id, transport.KeycopyNotHeld)
 		}
 	}
-	if len(o.Items) == 0 && len(selected) > 0 {
-		o.list(records, selected, now)
+	if len(o.Items) == 0 && len(c.Select) > 0 {
+		o.list(records, c)
 	}
 	return o, nil
 }
 
-// list says what could be asked for, to whoever asked for nothing of it.
-func (o *Offer) list(records []transport.CredentialRecord, selected []transport.Name, now time.Time) {
+// again makes the offer of a transaction anew, from its announcement. It fails
+// if it does not come out the same.
+func again(records []transport.CredentialRecord, entries []transport.KeycopyEntry, now time.Time) (*Offer, error) {
+	held := make(map[transport.Name]*transport.CredentialRecord, len(records))
 	for i := range records {
-		if r := &records[i]; !slices.Contains(selected, r.ID) && withhold(r, now) == 0 {
+		held[records[i].ID] = &records[i]
+	}
+	o := &Offer{}
+	for _, entry := range entries {
+		r := held[entry.ID]
+		c := Choice{Want: transport.TransferMove, Move: entry.Transfer == transport.TransferMove, Now: now}
+		if r == nil || c.withhold(r) != 0 {
+			o.Wipe()
+			return nil, fmt.Errorf("credential %s is not to be had any more", entry.ID)
+		}
+		why, err := o.add(r, c.transfer(r))
+		if err == nil && (why != 0 || o.Items[len(o.Items)-1] != entry) {
+			err = fmt.Errorf("credential %s is not what was announced", entry.ID)
+		}
+		if err != nil {
+			o.Wipe()
+			return nil, err
+		}
+	}
+	return o, nil
+}
+
+func (c *Choice) selects(id transport.Name) bool {
+	return len(c.Select) == 0 || slices.Contains(c.Select, id)
+}
+
+// transfer is what happens to a record that may go.
+func (c *Choice) transfer(r *transport.CredentialRecord) transport.Transfer {
+	if c.Move && r.Transfer == transport.TransferCopy {
+		return transport.TransferMove
+	}
+	return r.Transfer
+}
+
+// withhold is why a record may not go; 0 if it may.
+func (c *Choice) withhold(r *transport.CredentialRecord) transport.KeycopyReason {
+	switch transfer := c.transfer(r); {
+	case transfer != transport.TransferCopy && transfer != transport.TransferMove:
+		return transport.KeycopyNeverTransfer
+	case transfer == transport.TransferMove && c.Want == transport.TransferCopy:
+		return transport.KeycopyMoveOnly
+	case r.Secret.Form == transport.SecretTPM || r.ChipOnly && r.Secret.Form != transport.SecretDuplicate:
+		return transport.KeycopyChipOnly
+	case r.State != transport.CredentialActive:
+		return transport.KeycopyInvalid
+	case r.Expires != 0 && !c.Now.Before(time.Unix(r.Expires, 0)):
+		return transport.KeycopyExpired
+	}
+	return 0
+}
+
+// list says what could be asked for, to whoever asked for nothing of it.
+func (o *Offer) list(records []transport.CredentialRecord, c Choice) {
+	for i := range records {
+		if r := &records[i]; !c.selects(r.ID) && c.withhold(r) == 0 {
 			o.withhold(r.ID, transport.KeycopyNotSelected)
 		}
 	}
 }
 
-// add takes r into the offer, or says why it cannot be in this one.
-func (o *Offer) add(r *transport.CredentialRecord) (transport.KeycopyReason, error) {
+// add takes r into the offer, or says why it cannot be in this one. transfer is
+// what is announced to happen to it.
+func (o *Offer) add(r *transport.CredentialRecord, transfer transport.Transfer) (transport.KeycopyReason, error) {
 	record, err := transport.Marshal(r)
 	if err != nil {
 		return 0, err
 	}
 	entry := transport.NewKeycopyEntry(r, len(record))
+	entry.Transfer = transfer
 	announced, err := transport.Marshal(entry)
 	if err != nil {
 		clear(record)
@@ -99,23 +177,6 @@ func (o *Offer) add(r *transport.CredentialRecord) (transport.KeycopyReason, err
 // maxListed leaves room in GRANT for the longest list of withheld credentials
 // (an id of 63 characters and a reason make 69 bytes), tag and headers.
 const maxListed = transport.MaxKeycopyGrant - transport.MaxKeycopyWithheld*(transport.MaxName+6) - 256
-
-// withhold is why a record may not be copied; 0 if it may.
-func withhold(r *transport.CredentialRecord, now time.Time) transport.KeycopyReason {
-	switch {
-	case r.Transfer == transport.TransferMove:
-		return transport.KeycopyMoveOnly
-	case r.Transfer != transport.TransferCopy:
-		return transport.KeycopyNeverTransfer
-	case r.ChipOnly:
-		return transport.KeycopyChipOnly
-	case r.State != transport.CredentialActive:
-		return transport.KeycopyInvalid
-	case r.Expires != 0 && !now.Before(time.Unix(r.Expires, 0)):
-		return transport.KeycopyExpired
-	}
-	return 0
-}
 
 func (o *Offer) withhold(id transport.Name, why transport.KeycopyReason) {
 	_, err := transport.ParseName(string(id))

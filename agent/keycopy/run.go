@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"time"
@@ -19,7 +20,8 @@ import (
 // with breaks it.
 type Conn interface {
 	// ReadFrame waits for a frame whose body has at most limit bytes. A
-	// deadline that passes is os.ErrDeadlineExceeded.
+	// deadline that passes is os.ErrDeadlineExceeded. io.EOF says that the peer
+	// has closed the connection in due form (close_notify), and nothing else does.
 	ReadFrame(limit int, wait time.Duration) (transport.KeycopyFrame, error)
 	// WriteFrame may hold f back until a frame with flush follows.
 	WriteFrame(f transport.KeycopyFrame, flush bool) error
@@ -27,19 +29,30 @@ type Conn interface {
 	Close() error
 }
 
-// ErrNotClosed is a copy whose credentials are installed here while the Source
-// did not confirm that it has noted it.
-var ErrNotClosed = errors.New("the keys are installed here, but the old terminal did not confirm that it knows; look at its status")
+// What a Target has not finished when a connection ends. It goes on by itself
+// (Resume).
+var (
+	// ErrNotClosed is a transaction whose credentials are in use here while the
+	// Source did not confirm that it has noted it.
+	ErrNotClosed = errors.New("the keys are installed here, but the old terminal did not confirm that it knows; look at its status")
+	// ErrInterrupted is one of which nothing, or not all, is in use yet.
+	ErrInterrupted = errors.New("the copy was interrupted; it goes on by itself when the two terminals see each other")
+)
 
 // Serve runs one connection of a Source; whoever accepted it closes it. The
 // error is an *Error, and also transport.ErrKeycopyStranger if the peer was to
-// prove the security code and did not.
+// prove the security code, or a transaction's resume key, and did not.
 func Serve(ctx context.Context, conn Conn, s *Source) error {
 	r := s.newRun(conn.Channel())
 	s.cfg.tell(r.event(EventConnected, Event{}))
 	err := drive(ctx, conn, r)
 	r.end(err)
-	turnedAway := errors.Is(err, transport.KeycopyBusy) || errors.Is(err, transport.KeycopyNotArmed)
+	if err == nil && r.deal.Phase == transport.KeycopyDone {
+		if _, gone := conn.ReadFrame(0, transport.KeycopyMessageTimeout); errors.Is(gone, io.EOF) {
+			return r.farewell(ctx)
+		}
+	}
+	turnedAway := errors.Is(err, transport.KeycopyBusy) || errors.Is(err, transport.KeycopyNotArmed) && s.code != nil
 	if err != nil && !r.admitted && !turnedAway {
 		return fmt.Errorf("%w: %w", transport.ErrKeycopyStranger, err)
 	}
@@ -47,9 +60,9 @@ func Serve(ctx context.Context, conn Conn, s *Source) error {
 }
 
 // Fetch runs a copy over conn and closes it. The Transaction is there once the
-// Source has proven the codes, also with an error; its Taken is set once the
-// credentials are installed. The error is an *Error, wrapped in ErrNotClosed if
-// the credentials are installed all the same.
+// Source has proven the codes, also with an error, and says by its Phase how far
+// it has come; its Taken is set once the credentials are stored. The error is an
+// *Error, wrapped in ErrNotClosed or ErrInterrupted if the transaction is open.
 func Fetch(ctx context.Context, conn Conn, t *Target) (*Transaction, error) {
 	defer conn.Close()
 	r, err := t.newRun(ctx, conn.Channel())
@@ -57,19 +70,39 @@ func Fetch(ctx context.Context, conn Conn, t *Target) (*Transaction, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.cfg.tell(r.event(EventConnected, Event{}))
-	err = drive(ctx, conn, r)
-	switch {
-	case err == nil:
-		return r.deal, nil
-	case r.state >= targetGrant && r.state < targetReceipt:
-		if e, ok := errors.AsType[*Error](err); ok && !e.Remote {
-			linger(conn)
-		}
-	case r.state >= targetReceipt:
-		err = fmt.Errorf("%w: %w", ErrNotClosed, err)
+	return r.run(ctx, conn)
+}
+
+// Resume goes on with t, which is open on record, over conn, and closes it. It
+// gives the transaction as it is afterwards. Without an error it is not open
+// any more: closed, or ended because the Source had ended it. An error is as
+// Fetch's. With transport.KeycopyTxnUnknown the Source, or whoever that is,
+// knows no such transaction, and cannot prove it: nothing has changed.
+func Resume(ctx context.Context, conn Conn, cfg TargetConfig, t *Transaction) (*Transaction, error) {
+	defer conn.Close()
+	r, err := (&Target{cfg: cfg}).resume(ctx, conn.Channel(), t.ID)
+	defer r.end()
+	if err != nil {
+		return t.shown(), err
 	}
-	return r.deal, err
+	return r.run(ctx, conn)
+}
+
+// run drives a Target's run to its end. The connection may be closed in due form
+// only after CLOSED is on record, or else with an ERROR.
+func (r *targetRun) run(ctx context.Context, conn Conn) (*Transaction, error) {
+	r.target.cfg.tell(r.event(EventConnected, Event{}))
+	err := drive(ctx, conn, r)
+	if e, ok := errors.AsType[*Error](err); ok && !e.Remote && (r.state == targetGrant || r.state == targetItems) {
+		linger(conn)
+	}
+	if err == nil || r.deal == nil || !r.deal.Phase.Open() {
+		return r.deal, err
+	}
+	if r.deal.Phase == transport.KeycopyStarted || r.deal.Phase == transport.KeycopyStaged && r.deal.moves() {
+		return r.deal, fmt.Errorf("%w: %w", ErrInterrupted, err)
+	}
+	return r.deal, fmt.Errorf("%w: %w", ErrNotClosed, err)
 }
 
 // party is one end's run: frames in by consume, frames out by create.
@@ -118,7 +151,7 @@ func step(ctx context.Context, conn Conn, p party) error {
 		return nil
 	}
 	wait := transport.KeycopyMessageTimeout
-	if want == transport.KeycopyTypeReceipt {
+	if want == transport.KeycopyTypeReceipt || want == transport.KeycopyTypeActivated {
 		wait = transport.KeycopyInstallTimeout
 	}
 	f, err := conn.ReadFrame(transport.KeycopyLimit(want), wait)
@@ -167,6 +200,12 @@ func refusal(f transport.KeycopyFrame, want transport.KeycopyType) error {
 	return nil
 }
 
+// final says whether a fault that the Target finds in what it is given would be
+// found another time as well: then it has ended the transaction.
+func final(fault transport.KeycopyFault) bool {
+	return fault == transport.KeycopyProtocol || fault == transport.KeycopyAuthFailed || fault == transport.KeycopyManifestRejected
+}
+
 // sameDevice holds a peer that showed an identity certificate to the device
 // whose key that is.
 func sameDevice(peer transport.Name, key []byte, claimed transport.DeviceID) error {
@@ -176,14 +215,8 @@ func sameDevice(peer transport.Name, key []byte, claimed transport.DeviceID) err
 	return nil
 }
 
-func newTransaction(side transport.KeycopySide, id transport.ID, peer transport.DeviceID, ch *transport.KeycopyChannel, at time.Time, m *transport.KeycopyManifest) *Transaction {
-	return &Transaction{ID: id, Side: side, Mode: transport.KeycopyPAKE, Peer: peer, Name: ch.Peer, Remote: ch.Remote, At: at.Unix(),
+// newTransaction is not on record yet: it has no phase.
+func newTransaction(side transport.KeycopySide, id transport.ID, mode transport.KeycopyMode, peer transport.DeviceID, ch *transport.KeycopyChannel, at time.Time, m *transport.KeycopyManifest) *Transaction {
+	return &Transaction{ID: id, Side: side, Mode: mode, Peer: peer, Name: ch.Peer, Remote: ch.Remote, At: at.Unix(),
 		KeycopyManifest: transport.KeycopyManifest{Items: slices.Clone(m.Items), Withheld: slices.Clone(m.Withheld), More: m.More}}
-}
-
-// with is t after the Target has installed the items whose bits are set.
-func (t *Transaction) with(status []byte) *Transaction {
-	after := *t
-	after.Status = status
-	return &after
 }

@@ -246,8 +246,9 @@ func TestErrorReachesABusySender(t *testing.T) {
 	address := r.offer(t, ca.config())
 	_, err := r.fetch(t, address, ca.config())
 	wantFault(t, "target", err, transport.KeycopyStoreFailed, false)
+	r.at(CodeLifetime)
 	r.ended(t)
-	if e := r.last(EventAborted); !errors.Is(e.Err, transport.KeycopyStoreFailed) {
+	if e := r.last(EventInterrupted); !errors.Is(e.Err, transport.KeycopyStoreFailed) {
 		t.Errorf("the Source knows only: %v", e.Err)
 	}
 	r.wantWiped(t)
@@ -258,10 +259,11 @@ func TestCancelledServe(t *testing.T) {
 	ca := newFleetCA(t)
 	r := newRig(t, 1)
 	ctx, cancel := context.WithCancel(t.Context())
-	r.targetConfig.Install = func(context.Context, *Transaction, []transport.CredentialRecord) error {
-		cancel()
-		<-r.source.done
-		return nil
+	r.targetLedger.onWrite = func(what string) {
+		if what == "staged" {
+			cancel()
+			<-r.source.done
+		}
 	}
 	r.arm("12345678", "12345678")
 	var wg sync.WaitGroup

@@ -93,11 +93,12 @@ func channelID(mode transport.KeycopyMode, suite transport.KeycopySuite, ch *tra
 func sessionID(ch *transport.KeycopyChannel) []byte { return ch.Exporter[ciExporter:] }
 
 // runKeys are the keys of one run: k(l) = HKDF-Expand-SHA512(PRK, "keycopy/1 "
-// ‖ mode ‖ " " ‖ l, 32). The labels commit, activated and resume are spoken for.
+// ‖ mode ‖ " " ‖ l, 32).
 type runKeys struct {
 	transcript                   [sha256.Size]byte // TH: it never grows
 	confirmTarget, confirmSource []byte
 	item, receipt, close         []byte
+	commit, activated, resume    []byte
 	itemCipher                   cipher.AEAD
 	manifest                     [sha256.Size]byte // H(manifest), once known
 	txn                          transport.ID
@@ -120,16 +121,21 @@ func newRunKeys(mode transport.KeycopyMode, ch *transport.KeycopyChannel, isk []
 		return nil, fmt.Errorf("derive keys: %w", err)
 	}
 	defer clear(prk)
-	for label, key := range map[string]*[]byte{"confirm t": &k.confirmTarget, "confirm s": &k.confirmSource,
-		"item": &k.item, "receipt": &k.receipt, "close": &k.close} {
+	return k, k.expand(prk, mode, map[string]*[]byte{"confirm t": &k.confirmTarget, "confirm s": &k.confirmSource,
+		"item": &k.item, "receipt": &k.receipt, "commit": &k.commit, "activated": &k.activated, "close": &k.close, "resume": &k.resume})
+}
+
+// expand derives the keys with these labels, among them item.
+func (k *runKeys) expand(prk []byte, mode transport.KeycopyMode, keys map[string]*[]byte) (err error) {
+	for label, key := range keys {
 		if *key, err = hkdf.Expand(sha512.New, prk, protocol+" "+string(mode)+" "+label, keySize); err != nil {
-			return nil, fmt.Errorf("derive keys: %w", err)
+			return fmt.Errorf("derive keys: %w", err)
 		}
 	}
 	if k.itemCipher, err = chacha20poly1305.New(k.item); err != nil {
-		return nil, fmt.Errorf("item cipher: %w", err)
+		return fmt.Errorf("item cipher: %w", err)
 	}
-	return k, nil
+	return nil
 }
 
 // wipe destroys the keys. The cipher's own copy is out of reach and is left to
@@ -138,7 +144,7 @@ func (k *runKeys) wipe() {
 	if k == nil {
 		return
 	}
-	for _, key := range [][]byte{k.confirmTarget, k.confirmSource, k.item, k.receipt, k.close} {
+	for _, key := range [][]byte{k.confirmTarget, k.confirmSource, k.item, k.receipt, k.commit, k.activated, k.close, k.resume} {
 		clear(key)
 	}
 	k.itemCipher = nil
@@ -152,24 +158,20 @@ func (k *runKeys) sourceTag(target transport.KeycopyTag) transport.KeycopyTag {
 	return tag(k.confirmSource, k.transcript[:], target[:], k.manifest[:])
 }
 
-// receiptTag and closeTag are over the frame's body less MAC and signature.
-func (k *runKeys) receiptTag(body []byte) transport.KeycopyTag {
-	return tag(k.receipt, k.transcript[:], body)
+// stepTag is the MAC of RECEIPT, COMMIT, ACTIVATED or CLOSE, under the key of
+// that name, over the frame's body less MAC and signature.
+func (k *runKeys) stepTag(key, body []byte) transport.KeycopyTag {
+	return tag(key, k.transcript[:], body)
 }
 
-func (k *runKeys) closeTag(body []byte) transport.KeycopyTag {
-	return tag(k.close, k.transcript[:], body)
-}
-
-// receiptDigest is what the Target's identity key signs. The label keeps the
-// signature from meaning anything in another protocol under the same key.
+// receiptDigest and activatedDigest are what the Target's identity key signs. A
+// label keeps a signature from meaning anything else under the same key.
 func (k *runKeys) receiptDigest(body []byte, mac transport.KeycopyTag) [sha256.Size]byte {
-	h := sha256.New()
-	h.Write([]byte(protocol + " receipt\x00"))
-	h.Write(k.transcript[:])
-	h.Write(body)
-	h.Write(mac[:])
-	return [sha256.Size]byte(h.Sum(nil))
+	return transport.KeycopySignedDigest(transport.KeycopySigned(k.transcript, body, mac))
+}
+
+func (k *runKeys) activatedDigest(body []byte, mac transport.KeycopyTag) [sha256.Size]byte {
+	return sha256.Sum256(append([]byte(protocol+" activated\x00"), transport.KeycopySigned(k.transcript, body, mac)...))
 }
 
 // seal encrypts item seq: nonce uint96(seq), AAD txn ‖ H(manifest) ‖ id ‖

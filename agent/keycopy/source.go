@@ -20,19 +20,14 @@ type SourceConfig struct {
 	// Codes are the security codes that this terminal holds, newest first: its
 	// group's, and for a while the one of the epoch before.
 	Codes []SecurityCode
-	// Records reads all credentials of this terminal. It is called once, after
-	// the codes match; what it returns is wiped.
-	Records func(ctx context.Context) ([]transport.CredentialRecord, error)
-	Journal SourceJournal
-}
-
-// SourceJournal is told, and makes durable, what must not be forgotten.
-type SourceJournal interface {
-	// Offered comes before the first key leaves. An error stops it.
-	Offered(ctx context.Context, t *Transaction) error
-	// Received comes with the Target's receipt, before the operator code is
-	// destroyed and the Target is told. t.Taken is set.
-	Received(ctx context.Context, t *Transaction) error
+	// Records reads all credentials of this terminal, once the codes match, and
+	// anew when items are sent again; what it returns is wiped. parent is where
+	// keys in a chip may go, or nil. withheld are those that are not among the
+	// records and might be asked for, and why.
+	Records func(ctx context.Context, parent *transport.KeycopyParent) (records []transport.CredentialRecord, withheld []transport.KeycopyWithheld, err error)
+	Journal Journal
+	// Move makes what may be copied move: stricter, never the reverse.
+	Move bool
 }
 
 // ArmState is where a Source stands.
@@ -41,8 +36,8 @@ type ArmState uint8
 // The states of a Source, in order.
 const (
 	Armed   ArmState = iota + 1 // waits for a Target
-	Serving                     // the codes match; items are under way
-	Ended                       // the code is destroyed
+	Serving                     // the codes match; the code waits for the receipt
+	Ended                       // the code is destroyed, or there never was one
 )
 
 func (s ArmState) String() string {
@@ -63,14 +58,15 @@ type EndReason string
 // The reasons.
 const (
 	EndDelivered EndReason = "delivered" // the receipt is recorded
+	EndPending   EndReason = "pending"   // its time is over; the transaction goes on by RESUME
 	EndExpired   EndReason = "expired"   // nobody came in time
 	EndKilled    EndReason = "killed"    // CodeAttempts wrong codes
-	EndAborted   EndReason = "aborted"   // the run failed after the codes matched
+	EndAborted   EndReason = "aborted"   // the codes matched, but nothing came or can come of it
 	EndDisarmed  EndReason = "disarmed"  // the operator, or shutdown
 )
 
 // An Outcome is how a Source ended. Transaction is nil if no Target proved the
-// codes; with EndAborted its items may or may not have arrived.
+// codes. With EndDelivered it may still be moving: see its phase.
 type Outcome struct {
 	Reason      EndReason
 	Transaction *Transaction
@@ -86,6 +82,10 @@ type Source struct {
 	failures int
 	proving  *sourceRun // holds the one place in the proof stage
 	state    ArmState
+	txn      transport.ID // of the transaction that the code has opened
+	live     int          // connections of it
+	receipt  bool         // it has come to a receipt
+	disarmed bool
 	outcome  Outcome
 	done     chan struct{} // closed when Ended and no frame is left to send
 	// announced is true once done is closed.
@@ -93,9 +93,18 @@ type Source struct {
 }
 
 // NewSource arms: it takes code over, and destroys it when the copy is
-// received, or when it expires, is guessed at too often, or is given up.
+// received, or when it expires, is guessed at too often, or is given up. It
+// answers RESUME of every transaction on record as well, also once it has ended.
 func NewSource(cfg SourceConfig, code *OperatorCode) *Source {
 	return &Source{cfg: cfg, code: code, state: Armed, done: make(chan struct{})}
+}
+
+// NewResponder is a Source without an operator code: it only goes on with
+// transactions that are on record.
+func NewResponder(cfg SourceConfig) *Source {
+	s := &Source{cfg: cfg, state: Ended, done: make(chan struct{})}
+	s.announce()
+	return s
 }
 
 // Watch ends the Source when its code expires, and when ctx is done. It
@@ -131,11 +140,30 @@ func (s *Source) State() (ArmState, time.Duration) {
 	return s.state, s.code.Remaining(s.cfg.Clock())
 }
 
-// Disarm destroys the code. A transaction under way ends as well.
+// Disarm destroys the code, and stops sending items for it. A transaction under
+// way stays on record as it is.
 func (s *Source) Disarm() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.disarmed = true
 	s.end(EndDisarmed)
+}
+
+// CallOff is Disarm by the operator: unless it has come to a receipt, the
+// transaction ends as well.
+func (s *Source) CallOff(ctx context.Context) error {
+	s.Disarm()
+	s.mu.Lock()
+	t := s.outcome.Transaction
+	s.mu.Unlock()
+	if t == nil || t.Phase != transport.KeycopyOffered {
+		return nil
+	}
+	t, _, err := record(ctx, s.cfg.Journal, t.ID, giveUp)
+	if err == nil {
+		s.note(t)
+	}
+	return err
 }
 
 // expire destroys a code whose time is over. A transaction under way needs the
@@ -145,8 +173,11 @@ func (s *Source) expire() {
 		return
 	}
 	s.code.Wipe()
-	if s.state == Armed {
+	switch {
+	case s.state == Armed:
 		s.end(EndExpired)
+	case s.live == 0:
+		s.end(EndPending)
 	}
 }
 
@@ -185,7 +216,10 @@ func (s *Source) check() error {
 	case Armed:
 		return nil
 	case Serving:
-		return fail(transport.KeycopyBusy, nil)
+		if s.live > 0 {
+			return fail(transport.KeycopyBusy, nil)
+		}
+		return fail(transport.KeycopyNotArmed, errors.New("the code has opened a transaction already"))
 	}
 	return fail(transport.KeycopyNotArmed, nil)
 }
@@ -229,8 +263,26 @@ func (s *Source) judge(ctx context.Context, r *sourceRun, right func() bool) err
 	if err := s.check(); err != nil { // it may have been disarmed meanwhile
 		return err
 	}
-	s.state = Serving
+	s.state, s.txn = Serving, r.txn
+	s.enlist(r)
+	r.proven = true
 	return nil
+}
+
+// enlist counts r among the connections of the code's transaction. mu is held.
+func (s *Source) enlist(r *sourceRun) {
+	s.live++
+	r.live = true
+}
+
+// join is enlist for a connection that goes on with a transaction, if it is
+// that one.
+func (s *Source) join(r *sourceRun) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state == Serving && r.txn == s.txn {
+		s.enlist(r)
+	}
 }
 
 // release frees the place in the proof stage if r holds it.
@@ -259,43 +311,55 @@ func (s *Source) wrong(r *sourceRun) error {
 	return fail(transport.KeycopyAuthFailed, fmt.Errorf("wrong operator code, %d attempts left", left))
 }
 
-// note keeps the transaction as it stands now for the outcome. t is not changed
-// afterwards: others may be reading it.
+// note keeps the transaction as it stands now for the outcome, if it is the
+// code's. t is not changed afterwards: others may be reading it.
 func (s *Source) note(t *Transaction) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.outcome.Transaction = t
+	if t.ID == s.txn {
+		s.outcome.Transaction = t
+	}
 }
 
 // serving refuses once the operator has called the copy off.
-func (s *Source) serving() error {
+func (s *Source) serving(r *sourceRun) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.state != Serving {
+	if s.disarmed && r.txn == s.txn {
 		return fail(transport.KeycopyAborted, nil)
 	}
 	return nil
 }
 
 // received destroys the code on the receipt (req: C5).
-func (s *Source) received() {
+func (s *Source) received(r *sourceRun) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.code.Wipe()
+	if r.txn == s.txn {
+		s.code.Wipe()
+		s.receipt = true
+	}
 }
 
-// leave ends r's part: its place is free again, and if it was the transaction
-// the Source has ended with it.
+// leave ends r's part: its place is free again. The Source ends with the last
+// connection of a transaction that needs its code no more.
 func (s *Source) leave(r *sourceRun) {
 	s.release(r)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case r.received:
-		s.end(EndDelivered)
-	case r.state >= sourceGranting:
-		s.end(EndAborted)
-	case r.judged && s.state == Ended:
+	if r.judged && s.state == Ended {
 		s.announce()
+	}
+	if !r.live {
+		return
+	}
+	s.live--
+	switch {
+	case s.receipt:
+		s.end(EndDelivered)
+	case r.deal == nil || r.deal.Phase != transport.KeycopyOffered:
+		s.end(EndAborted)
+	default:
+		s.expire()
 	}
 }

@@ -21,8 +21,8 @@ func (r *sourceRun) consumeHello(ctx context.Context, f transport.KeycopyFrame) 
 	if m.Version != transport.KeycopyVersion {
 		return fail(transport.KeycopyVersionRefused, nil)
 	}
-	if m.Mode != transport.KeycopyPAKE || m.Suite != transport.KeycopyCPace21 || m.Want != transport.TransferCopy {
-		return fail(transport.KeycopyModeRefused, fmt.Errorf("mode %q, %s, transfer %q", m.Mode, m.Suite, m.Want))
+	if m.Mode != transport.KeycopyPAKE || m.Suite != transport.KeycopyCPace21 {
+		return fail(transport.KeycopyModeRefused, fmt.Errorf("mode %q, %s", m.Mode, m.Suite))
 	}
 	if err := r.source.armed(); err != nil {
 		return err

@@ -67,8 +67,12 @@ func TestOneTargetAtATime(t *testing.T) {
 	if state, _ := r.source.State(); state != Serving {
 		t.Errorf("%s", state)
 	}
-	third.end(errDisk)
-	if o := r.ended(t); o.Reason != EndAborted || o.Transaction == nil || o.Transaction.Status != nil {
+	third.end(errDisk) // the code has opened its one transaction, which can be resumed
+	r.target = NewTarget(r.targetConfig, r.typed("12345678"))
+	_, _, err = r.begin(t)
+	wantFault(t, "after the link was lost", err, transport.KeycopyNotArmed, false)
+	r.at(CodeLifetime)
+	if o := r.ended(t); o.Reason != EndPending || o.Transaction == nil || o.Transaction.Status != nil {
 		t.Errorf("%+v", o)
 	}
 }
@@ -108,7 +112,6 @@ func TestWhatIsNotSpokenIsRefused(t *testing.T) {
 		"mode direct": {func(h *transport.KeycopyHello) { h.Mode, h.Share, h.Code = transport.KeycopyDirect, nil, []byte{1} }, transport.KeycopyModeRefused},
 		"mode kek":    {func(h *transport.KeycopyHello) { h.Mode, h.Share, h.Code = transport.KeycopyKEK, nil, []byte{1} }, transport.KeycopyModeRefused},
 		"suite 2":     {func(h *transport.KeycopyHello) { h.Suite = 2 }, transport.KeycopyModeRefused},
-		"move":        {func(h *transport.KeycopyHello) { h.Want = transport.TransferMove }, transport.KeycopyModeRefused},
 	} {
 		r := newRig(t, 1)
 		sc, tc := newChannels()
@@ -336,20 +339,20 @@ func TestWatchEndsWithTheCode(t *testing.T) {
 
 func TestStatesHaveNames(t *testing.T) {
 	seen := map[string]bool{}
-	for s := sourceHello; s <= sourceClosed; s++ {
+	for s := sourceHello; s <= sourceResumed; s++ {
 		seen[s.String()] = true
 	}
 	for s := Armed; s <= Ended; s++ {
 		seen[s.String()] = true
 	}
-	if len(seen) != 11 || sourceState(99).String() != "state 99" || ArmState(9).String() != "unknown" {
+	if len(seen) != 14 || sourceState(99).String() != "state 99" || ArmState(9).String() != "unknown" {
 		t.Errorf("%v", seen)
 	}
 	seen = map[string]bool{}
-	for s := targetHello; s <= targetClosed; s++ {
+	for s := targetHello; s <= targetResumed; s++ {
 		seen[s.String()] = true
 	}
-	if len(seen) != 8 || targetState(99).String() != "state 99" {
+	if len(seen) != 12 || targetState(99).String() != "state 99" {
 		t.Errorf("%v", seen)
 	}
 }

@@ -2,9 +2,10 @@ package keycopy
 
 // Target is the new terminal's end: an operator code that was typed, and what
 // to do with the credentials. Each connection is a targetRun (target_run.go).
+// Once the codes have matched it is the journal that counts: a transaction is
+// resumed without a Target.
 
 import (
-	"context"
 	"crypto"
 
 	"github.com/kagimori/kagimori/transport"
@@ -18,12 +19,21 @@ type TargetConfig struct {
 	// transport.MaxKeycopySelect.
 	Select []transport.Name
 	// Identity is the key of the identity certificate shown in TLS, and signs
-	// the receipt; nil without one.
+	// RECEIPT and ACTIVATED; nil without one.
 	Identity crypto.Signer
-	// Install stores the records in one durable step, or none of them, and has
-	// no effect on those that are there already as they are. The secrets are
-	// wiped when it returns.
-	Install func(ctx context.Context, t *Transaction, records []transport.CredentialRecord) error
+	// Want is TransferCopy if nothing that moves is to be taken; by default what
+	// happens is each credential's policy.
+	Want transport.Transfer
+	// Parent is where keys that live in a chip may go; nil without a chip.
+	Parent  *transport.KeycopyParent
+	Journal Stager
+}
+
+func (c *TargetConfig) want() transport.Transfer {
+	if c.Want == "" {
+		return transport.TransferMove
+	}
+	return c.Want
 }
 
 // A Target serves one Fetch at a time.

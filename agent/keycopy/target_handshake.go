@@ -17,15 +17,15 @@ import (
 
 // newRun computes HELLO: the one call under the security code, and our share.
 func (t *Target) newRun(ctx context.Context, ch transport.KeycopyChannel) (*targetRun, error) {
-	r := &targetRun{target: t, channel: ch, state: targetHello}
+	r := &targetRun{target: t, channel: ch, mode: transport.KeycopyPAKE, state: targetHello}
 	if !t.Usable() {
 		return r, fail(transport.KeycopyNotArmed, errors.New("the code typed here is used up or too old"))
 	}
 	if err := r.checkIdentity(); err != nil {
 		return r, err
 	}
-	m := transport.KeycopyHello{KeycopyHelloBody: transport.KeycopyHelloBody{Version: transport.KeycopyVersion, Mode: transport.KeycopyPAKE,
-		Suite: transport.KeycopyCPace21, CodeID: t.cfg.Code.ID, Target: t.cfg.Device, Want: transport.TransferCopy, Select: t.cfg.Select}}
+	m := transport.KeycopyHello{KeycopyHelloBody: transport.KeycopyHelloBody{Version: transport.KeycopyVersion, Mode: r.mode,
+		Suite: transport.KeycopyCPace21, CodeID: t.cfg.Code.ID, Target: t.cfg.Device, Want: t.cfg.want(), Select: t.cfg.Select, Parent: t.cfg.Parent}}
 	var err error
 	if r.fleet, err = newFleetKeys(ctx, t.cfg.Code, m.Mode, &ch); err != nil {
 		return r, fail(transport.KeycopyAborted, err)
@@ -91,7 +91,7 @@ func (r *targetRun) consumeAck(ctx context.Context, f transport.KeycopyFrame) er
 	if err != nil {
 		return fail(transport.KeycopyAuthFailed, err)
 	}
-	if r.keys, err = newRunKeys(transport.KeycopyPAKE, &r.channel, isk, r.fleet, r.hello.Body, f.Body); err != nil {
+	if r.keys, err = newRunKeys(r.mode, &r.channel, isk, r.fleet, r.hello.Body, f.Body); err != nil {
 		return fail(transport.KeycopyAborted, err)
 	}
 	r.keys.txn = m.Txn
@@ -116,5 +116,5 @@ func (r *targetRun) consumeGrant(ctx context.Context, f transport.KeycopyFrame) 
 	if err := cfg.Attempts.Succeed(ctx); err != nil {
 		return fail(transport.KeycopyStoreFailed, fmt.Errorf("count the attempt: %w", err))
 	}
-	return r.granted(m.Manifest)
+	return r.granted(ctx, m.Manifest)
 }

@@ -1,34 +1,37 @@
 package keycopy
 
-// One connection of the Target: HELLO out, HELLO_ACK in, PROOF out
-// (target_handshake.go), GRANT and ITEMs in, RECEIPT out, CLOSE in.
+// One connection of the Target. It opens a transaction: HELLO out, HELLO_ACK in,
+// PROOF out (target_handshake.go), GRANT and ITEMs in, RECEIPT out, and so on
+// (target_transaction.go). Or it goes on with one: RESUME out, RESUMED in
+// (target_resume.go).
 
 import (
 	"context"
-	"crypto"
-	"errors"
 	"fmt"
 
 	"github.com/kagimori/kagimori/transport"
 )
 
-// targetState is what a run of the Target does next. Moving adds states for
-// COMMIT and ACTIVATED between receipt and close, resuming one beside hello.
+// targetState is what a run of the Target does next.
 type targetState uint8
 
 const (
-	targetHello   targetState = iota + 1 // gives HELLO
-	targetAck                            // takes HELLO_ACK
-	targetProof                          // gives PROOF; the attempt is counted
-	targetGrant                          // takes GRANT; from here on the code is used up
-	targetItems                          // takes ITEMs
-	targetReceipt                        // gives RECEIPT; the credentials are installed
-	targetClose                          // takes CLOSE
-	targetClosed                         // done
+	targetHello     targetState = iota + 1 // gives HELLO
+	targetAck                              // takes HELLO_ACK
+	targetProof                            // gives PROOF; the attempt is counted
+	targetGrant                            // takes GRANT; from here on the code is used up
+	targetItems                            // takes ITEMs
+	targetReceipt                          // gives RECEIPT; the credentials are stored
+	targetCommit                           // takes COMMIT
+	targetActivated                        // gives ACTIVATED; what moved is in use
+	targetClose                            // takes CLOSE
+	targetClosed                           // done
+	targetResume                           // gives RESUME
+	targetResumed                          // takes RESUMED
 )
 
 func (s targetState) String() string {
-	names := [...]string{"new", "hello", "ack", "proof", "grant", "items", "receipt", "close", "closed"}
+	names := [...]string{"new", "hello", "ack", "proof", "grant", "items", "receipt", "commit", "activated", "close", "closed", "resume", "resumed"}
 	if int(s) < len(names) {
 		return names[s]
 	}
@@ -38,6 +41,7 @@ func (s targetState) String() string {
 type targetRun struct {
 	target  *Target
 	channel transport.KeycopyChannel
+	mode    transport.KeycopyMode
 	state   targetState
 
 	fleet   *fleetKeys
@@ -45,9 +49,11 @@ type targetRun struct {
 	pace    *cpace
 	hello   transport.KeycopyFrame
 	ack     transport.KeycopyHelloAck
-	entries []transport.KeycopyEntry
 	records []transport.CredentialRecord
-	deal    *Transaction // set once the Source has proven the codes
+	deal    *Transaction // set once the Source has proven the codes; as on record, fit to be shown
+
+	resume transport.KeycopyFrame
+	proof  *resumeKeys
 }
 
 // expects is the type of frame that consume takes now; 0 when it is our turn.
@@ -59,8 +65,12 @@ func (r *targetRun) expects() transport.KeycopyType {
 		return transport.KeycopyTypeGrant
 	case targetItems:
 		return transport.KeycopyTypeItem
+	case targetCommit:
+		return transport.KeycopyTypeCommit
 	case targetClose:
 		return transport.KeycopyTypeClose
+	case targetResumed:
+		return transport.KeycopyTypeResumed
 	}
 	return 0
 }
@@ -79,8 +89,12 @@ func (r *targetRun) consume(ctx context.Context, f transport.KeycopyFrame) error
 		return r.consumeGrant(ctx, f)
 	case targetItems:
 		return r.consumeItem(ctx, f)
+	case targetCommit:
+		return r.consumeCommit(ctx, f)
 	case targetClose:
-		return r.consumeClose(f)
+		return r.consumeClose(ctx, f)
+	case targetResumed:
+		return r.consumeResumed(ctx, f)
 	}
 	return fail(transport.KeycopyProtocol, fmt.Errorf("%s in state %s", f.Type, r.state))
 }
@@ -91,6 +105,9 @@ func (r *targetRun) create() (f transport.KeycopyFrame, more bool, err error) {
 	case targetHello:
 		r.state = targetAck
 		return r.hello, false, nil
+	case targetResume:
+		r.state = targetResumed
+		return r.resume, false, nil
 	case targetProof:
 		r.state = targetGrant
 		f, err = transport.EncodeKeycopy(&transport.KeycopyProof{Tag: r.keys.targetTag()})
@@ -98,119 +115,11 @@ func (r *targetRun) create() (f transport.KeycopyFrame, more bool, err error) {
 	case targetReceipt:
 		f, err = r.createReceipt()
 		return f, false, err
+	case targetActivated:
+		f, err = r.createActivated()
+		return f, false, err
 	}
 	return f, false, fail(transport.KeycopyProtocol, fmt.Errorf("nothing to send in state %s", r.state))
-}
-
-// granted looks at what is offered, now that the Source has proven the codes.
-func (r *targetRun) granted(encoded []byte) error {
-	cfg := &r.target.cfg
-	manifest, err := transport.DecodeKeycopyManifest(encoded)
-	if err != nil {
-		return fail(transport.KeycopyProtocol, err)
-	}
-	r.entries = manifest.Items
-	r.deal = newTransaction(transport.KeycopyTarget, r.ack.Txn, r.ack.Source, &r.channel, cfg.Clock().Date, manifest)
-	cfg.tell(r.event(EventGranted, Event{Items: len(r.entries)}))
-	if len(r.entries) == 0 {
-		return fail(transport.KeycopyManifestRejected, errors.New("the old terminal offers no credential"))
-	}
-	for i := range r.entries {
-		if e := &r.entries[i]; e.Transfer != transport.TransferCopy || e.ChipOnly {
-			return fail(transport.KeycopyManifestRejected, fmt.Errorf("credential %s may not be copied", e.ID))
-		}
-	}
-	r.records = make([]transport.CredentialRecord, 0, len(r.entries))
-	r.state = targetItems
-	return nil
-}
-
-func (r *targetRun) consumeItem(ctx context.Context, f transport.KeycopyFrame) error {
-	var m transport.KeycopyItem
-	if err := transport.DecodeKeycopy(f, &m); err != nil {
-		return fail(transport.KeycopyProtocol, err)
-	}
-	n := len(r.records)
-	entry := r.entries[n]
-	if int(m.Seq) != n || m.ID != entry.ID {
-		return fail(transport.KeycopyProtocol, fmt.Errorf("item %d %s where %d %s was announced", m.Seq, m.ID, n, entry.ID))
-	}
-	plain, err := r.keys.open(m.Seq, m.ID, m.Sealed)
-	if err != nil {
-		return fail(transport.KeycopyAuthFailed, fmt.Errorf("item %d does not open", n))
-	}
-	defer clear(plain)
-	r.records = append(r.records, transport.CredentialRecord{})
-	record := &r.records[n]
-	if err := transport.Unmarshal(plain, record, transport.MaxKeycopyRecord); err != nil {
-		return fail(transport.KeycopyProtocol, fmt.Errorf("item %d: %w", n, err))
-	}
-	if transport.NewKeycopyEntry(record, len(plain)) != entry || record.State != transport.CredentialActive {
-		return fail(transport.KeycopyProtocol, fmt.Errorf("item %d is not what was announced", n))
-	}
-	r.target.cfg.tell(r.event(EventItem, Event{Item: n + 1, Items: len(r.entries), ID: entry.ID}))
-	if len(r.records) == len(r.entries) {
-		return r.install(ctx)
-	}
-	return nil
-}
-
-// install stores the credentials durably, and then destroys the operator code
-// (req: C5).
-func (r *targetRun) install(ctx context.Context) error {
-	cfg := &r.target.cfg
-	if err := cfg.Install(ctx, r.deal, r.records); err != nil {
-		return fail(transport.KeycopyStoreFailed, fmt.Errorf("install: %w", err))
-	}
-	WipeRecords(r.records)
-	r.target.code.Wipe()
-	r.deal = r.deal.with(r.status())
-	r.state = targetReceipt
-	cfg.tell(r.event(EventInstalled, Event{Items: len(r.entries)}))
-	return nil
-}
-
-// status says that all items are installed.
-func (r *targetRun) status() []byte {
-	status := make([]byte, (len(r.entries)+7)/8)
-	for n := range r.entries {
-		status[n/8] |= 1 << (n % 8)
-	}
-	return status
-}
-
-func (r *targetRun) createReceipt() (transport.KeycopyFrame, error) {
-	m := transport.KeycopyReceipt{KeycopyReceiptBody: transport.KeycopyReceiptBody{Txn: r.ack.Txn, Manifest: r.keys.manifest, Status: r.deal.Status}}
-	body, err := transport.Marshal(m.KeycopyReceiptBody)
-	if err != nil {
-		return transport.KeycopyFrame{}, fail(transport.KeycopyAborted, err)
-	}
-	m.MAC = r.keys.receiptTag(body)
-	if signer := r.target.cfg.Identity; signer != nil {
-		digest := r.keys.receiptDigest(body, m.MAC)
-		if m.Signature, err = signer.Sign(r.target.cfg.Random, digest[:], crypto.SHA256); err != nil {
-			return transport.KeycopyFrame{}, fail(transport.KeycopyAborted, fmt.Errorf("sign the receipt: %w", err))
-		}
-	}
-	r.state = targetClose
-	return transport.EncodeKeycopy(&m)
-}
-
-func (r *targetRun) consumeClose(f transport.KeycopyFrame) error {
-	var m transport.KeycopyClose
-	if err := transport.DecodeKeycopy(f, &m); err != nil {
-		return fail(transport.KeycopyProtocol, err)
-	}
-	body, err := transport.Marshal(m.KeycopyStepBody)
-	if err != nil {
-		return fail(transport.KeycopyProtocol, err)
-	}
-	if !same(m.MAC, r.keys.closeTag(body)) || m.Txn != r.ack.Txn {
-		return fail(transport.KeycopyAuthFailed, errors.New("CLOSE is not of this copy"))
-	}
-	r.state = targetClosed
-	r.target.cfg.tell(r.event(EventClosed, Event{}))
-	return nil
 }
 
 // end wipes what the run holds. The code survives only a failure before PROOF
@@ -219,6 +128,7 @@ func (r *targetRun) end() {
 	r.fleet.wipe()
 	r.keys.wipe()
 	r.pace.wipe()
+	r.proof.wipe()
 	WipeRecords(r.records)
 	if r.state >= targetGrant {
 		r.target.code.Wipe()

@@ -40,6 +40,12 @@ type Transaction struct {
 	// Forced is set by reclaim and activate: a person said that the other end is
 	// gone.
 	Forced bool `cbor:"14,keyasint,omitempty"`
+	// Signed is what Signature is over (transport.KeycopySigned), for whoever is
+	// to judge it later; on the Source only.
+	Signed []byte `cbor:"15,keyasint,omitempty"`
+	// Conflict is set when the ends have met and both use what moved: somebody was
+	// wrong about the other end's being gone. No key is destroyed over it.
+	Conflict bool `cbor:"16,keyasint,omitempty"`
 }
 
 // Taken lists the items that are durably at the Target.
@@ -62,10 +68,20 @@ func (t *Transaction) taken(which func(transport.KeycopyEntry) bool) []transport
 	return list
 }
 
+// moves says whether a key changes hands, as far as is known here.
+func (t *Transaction) moves() bool { return len(t.Moving()) > 0 }
+
 // in is t in another phase.
 func (t *Transaction) in(p transport.KeycopyPhase) *Transaction {
 	after := *t
 	after.Phase = p
+	return &after
+}
+
+// shown is t without its secret, for everybody but the Journal.
+func (t *Transaction) shown() *Transaction {
+	after := *t
+	after.Resume = nil
 	return &after
 }
 
@@ -89,16 +105,19 @@ var (
 // A Journal keeps transactions, and does to the keys what a phase means, in one
 // durable step. After a power cut it has all of a step or nothing.
 type Journal interface {
-	// Find looks a transaction up; ErrUnknownTransaction.
+	// Find looks a transaction up; ErrUnknownTransaction. The result is the
+	// caller's, who wipes its Resume.
 	Find(ctx context.Context, id transport.ID) (*Transaction, error)
 	// Advance records t, whose phase was was before, 0 if it is new; if it is
-	// another one by now nothing changes (ErrOtherPhase). With it
+	// another one by now nothing changes (ErrOtherPhase). t is lent. The phase may
+	// stay: then only Conflict or Resume have changed. Otherwise, with it
 	//   - KeycopyOffered ends every other transaction that is KeycopyOffered here
 	//     (as KeycopyAbandoned), KeycopyStarted every other KeycopyStarted
 	//     (as KeycopyDropped);
 	//   - KeycopyCommitted disables t.Moving(), KeycopyReclaimed enables it again,
 	//     KeycopyDone destroys it;
-	//   - KeycopyActive puts to use what was staged, KeycopyDropped destroys it.
+	//   - KeycopyActive puts to use what was staged; KeycopyDropped and
+	//     KeycopyUnreceipted destroy what still is.
 	Advance(ctx context.Context, t *Transaction, was transport.KeycopyPhase) error
 }
 
@@ -109,6 +128,52 @@ type Stager interface {
 	// stores those that this terminal can use (what is copied for use at once,
 	// what moves for KeycopyActive), and gives t with Status and KeycopyStaged.
 	// refused says why for the rest. If nothing can be taken it changes nothing
-	// and gives an error. The secrets are wiped when it returns.
+	// and gives an error: transport.KeycopyManifestRejected if it would be the same
+	// another time, ErrOtherPhase, or what failed. The secrets are wiped when it
+	// returns; the result's Resume is t's.
 	Stage(ctx context.Context, t *Transaction, records []transport.CredentialRecord) (staged *Transaction, refused map[transport.Name]string, err error)
+}
+
+// A transition is what becomes of a transaction; t itself if there is nothing
+// to do.
+type transition func(t *Transaction) (*Transaction, error)
+
+// recordTries is how often record starts anew after another connection of the
+// same transaction was faster. A transaction has fewer phases.
+const recordTries = 4
+
+// record takes the transaction through next, durably, from where it stands by
+// now. changed says whether that was this call. The result is fit to be shown.
+func record(ctx context.Context, j Journal, id transport.ID, next transition) (t *Transaction, changed bool, err error) {
+	for range recordTries {
+		before, err := j.Find(ctx, id)
+		if err != nil {
+			return nil, false, notFound(err)
+		}
+		after, err := next(before)
+		changed = err == nil && after != before
+		if changed {
+			err = j.Advance(ctx, after, before.Phase)
+		}
+		before.Resume.Wipe()
+		switch {
+		case err == nil:
+			return after.shown(), changed, nil
+		case errors.Is(err, ErrOtherPhase):
+			continue
+		}
+		if _, ok := errors.AsType[*Error](err); !ok {
+			err = fail(transport.KeycopyStoreFailed, fmt.Errorf("record the key copy: %w", err))
+		}
+		return nil, false, err
+	}
+	return nil, false, fail(transport.KeycopyTxnConflict, ErrOtherPhase)
+}
+
+// notFound is the fault of a transaction that could not be looked up.
+func notFound(err error) error {
+	if errors.Is(err, ErrUnknownTransaction) {
+		return fail(transport.KeycopyTxnUnknown, err)
+	}
+	return fail(transport.KeycopyStoreFailed, fmt.Errorf("look up the key copy: %w", err))
 }
