@@ -2,7 +2,6 @@ package agent
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -27,7 +26,7 @@ type KeycopyEvent struct {
 	// Addresses are where the new terminal finds this one, KeyHash (hex) is of the
 	// key that this one shows it, Invitation has both in one text, QR is that text as
 	// a QR code: a row of modules each, "1" is dark; all with armed. None has the code.
-	Addresses  []netip.AddrPort    `json:"addresses,omitempty"`
+	Addresses  []string            `json:"addresses,omitempty"`
 	KeyHash    string              `json:"key_hash,omitempty"`
 	Invitation string              `json:"invitation,omitempty"`
 	QR         []string            `json:"qr,omitempty"`

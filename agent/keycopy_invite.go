@@ -28,11 +28,13 @@ func (p *party) show() (err error) {
 func (o *offering) invite() {
 	ev := &o.chosen
 	ev.Listen = o.listener.Addr().String()
-	ev.Addresses = mdns.Reachable(ev.Listen)
-	if len(ev.Addresses) == 0 {
+	i := keycopy.Invitation{Addresses: mdns.Reachable(ev.Listen), Key: tcp.KeyHash(o.party.tcp.Certificate.Leaf)}
+	if len(i.Addresses) == 0 {
 		return // no network yet: it may come while the offer stands
 	}
-	i := keycopy.Invitation{Addresses: ev.Addresses, Key: tcp.KeyHash(o.party.tcp.Certificate.Leaf)}
+	for _, a := range i.Addresses {
+		ev.Addresses = append(ev.Addresses, a.String())
+	}
 	code, err := qr.Encode(i.String())
 	for errors.Is(err, qr.ErrTooLong) && len(i.Addresses) > 1 { // addresses of IPv6 are long
 		i.Addresses = i.Addresses[:len(i.Addresses)-1]

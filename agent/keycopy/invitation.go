@@ -61,7 +61,7 @@ func ParseInvitation(text string) (*Invitation, error) {
 	}
 	var i Invitation
 	keyed := false
-	for part := range strings.SplitSeq(query, "&") {
+	for _, part := range strings.Split(query, "&") {
 		name, value, _ := strings.Cut(part, "=")
 		switch name {
 		case "a":

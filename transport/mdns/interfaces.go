@@ -3,12 +3,10 @@
 package mdns
 
 import (
-	"bufio"
 	"encoding/hex"
 	"io"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -84,9 +82,8 @@ func readProc(path string) string {
 
 // names reads /proc/net/dev: two lines of headings, then "name: counters".
 func names(text string) (list []string) {
-	lines := bufio.NewScanner(strings.NewReader(text))
-	for n := 0; lines.Scan() && len(list) < maxInterfaces; n++ {
-		if name, _, ok := strings.Cut(strings.TrimSpace(lines.Text()), ":"); ok && n >= 2 {
+	for n, line := range strings.SplitN(text, "\n", maxInterfaces) {
+		if name, _, ok := strings.Cut(strings.TrimSpace(line), ":"); ok && n >= 2 {
 			list = append(list, name)
 		}
 	}
@@ -96,9 +93,8 @@ func names(text string) (list []string) {
 // inet6 reads /proc/net/if_inet6: address, index, prefix, scope, flags, name.
 func inet6(text string) map[string][]netip.Addr {
 	list := map[string][]netip.Addr{}
-	lines := bufio.NewScanner(strings.NewReader(text))
-	for n := 0; lines.Scan() && n < maxInterfaces; n++ {
-		f := strings.Fields(lines.Text())
+	for _, line := range strings.SplitN(text, "\n", maxInterfaces) {
+		f := strings.Fields(line)
 		if len(f) != 6 {
 			continue
 		}
@@ -124,23 +120,23 @@ func Reachable(listen string) []netip.AddrPort {
 	if !at.Addr().IsUnspecified() {
 		return []netip.AddrPort{at}
 	}
-	var list, local []netip.Addr
+	var four, six, local []netip.AddrPort
 	for _, i := range Interfaces() {
-		if i.Loopback {
-			local = append(local, i.Addrs...)
-		} else {
-			list = append(list, i.Addrs...)
+		for _, a := range i.Addrs {
+			switch p := netip.AddrPortFrom(a, at.Port()); {
+			case a.Is6() && at.Addr().Is4(): // 0.0.0.0 is for IPv4 only
+			case i.Loopback:
+				local = append(local, p)
+			case a.Is4():
+				four = append(four, p)
+			default:
+				six = append(six, p)
+			}
 		}
 	}
+	list := append(four, six...)
 	if len(list) == 0 {
 		list = local // a machine without a network, or a test of one
 	}
-	slices.SortStableFunc(list, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
-	var ports []netip.AddrPort
-	for _, a := range list {
-		if (a.Is4() || !at.Addr().Is4()) && len(ports) < maxAddresses { // 0.0.0.0 is for IPv4 only
-			ports = append(ports, netip.AddrPortFrom(a, at.Port()))
-		}
-	}
-	return ports
+	return list[:min(len(list), maxAddresses)]
 }
