@@ -5,8 +5,11 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/kagimori/kagimori/transport"
@@ -30,6 +33,7 @@ const busyTime = time.Second
 // transport.KeycopySessionTimeout, counted from the connection's start.
 type Conn struct {
 	tls     *tls.Conn
+	wire    *wire
 	channel transport.KeycopyChannel
 	until   time.Time
 	seat    *seat // nil in a Target
@@ -38,8 +42,24 @@ type Conn struct {
 	stop    func() bool
 }
 
-func newConn(ctx context.Context, t *tls.Conn, ch transport.KeycopyChannel, until time.Time) *Conn {
-	return &Conn{tls: t, channel: ch, until: until,
+// A wire notes that the peer's stream has ended. crypto/tls takes that for a
+// closure in due form when it falls between two records, which anybody on the
+// path can bring about; close_notify it reports without having seen the end.
+type wire struct {
+	net.Conn
+	ended atomic.Bool
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	if err == io.EOF {
+		w.ended.Store(true)
+	}
+	return n, err
+}
+
+func newConn(ctx context.Context, t *tls.Conn, w *wire, ch transport.KeycopyChannel, until time.Time) *Conn {
+	return &Conn{tls: t, wire: w, channel: ch, until: until,
 		r: bufio.NewReaderSize(t, readBuffer), w: bufio.NewWriterSize(t, writeBuffer),
 		stop: context.AfterFunc(ctx, func() { t.NetConn().Close() })}
 }
@@ -52,7 +72,8 @@ func (c *Conn) Channel() transport.KeycopyChannel { return c.channel }
 // bytes is transport.ErrMalformed and is not read; a deadline that passes is
 // os.ErrDeadlineExceeded. In a Source the first frame has to be there 5 s after
 // the connection was accepted, and until then ReadFrame is
-// transport.KeycopyBusy when the connection has to make room for another.
+// transport.KeycopyBusy when the connection has to make room for another. io.EOF
+// is the peer's close_notify and nothing else.
 func (c *Conn) ReadFrame(limit int, wait time.Duration) (transport.KeycopyFrame, error) {
 	if err := c.wait(wait); err != nil {
 		return transport.KeycopyFrame{}, fmt.Errorf("read frame: %w", err)
@@ -85,6 +106,9 @@ func (c *Conn) wait(limit time.Duration) error {
 func (c *Conn) blame(err error) error {
 	if c.seat != nil && c.seat.lost() {
 		return errDisplaced
+	}
+	if errors.Is(err, io.EOF) && c.wire.ended.Load() {
+		return io.ErrUnexpectedEOF
 	}
 	return err
 }

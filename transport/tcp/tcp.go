@@ -148,11 +148,10 @@ func Dial(ctx context.Context, address string, cfg Config) (*Conn, error) {
 func open(ctx context.Context, raw net.Conn, cfg Config, server bool) (*Conn, error) {
 	var peer transport.Name
 	config := cfg.tls(server, &peer)
-	var t *tls.Conn
+	w := &wire{Conn: raw}
+	t := tls.Client(w, config)
 	if server {
-		t = tls.Server(raw, config)
-	} else {
-		t = tls.Client(raw, config)
+		t = tls.Server(w, config)
 	}
 	until := time.Now().Add(transport.KeycopySessionTimeout)
 	if err := handshake(ctx, t); err != nil {
@@ -163,7 +162,7 @@ func open(ctx context.Context, raw net.Conn, cfg Config, server bool) (*Conn, er
 		return nil, err
 	}
 	ch.Peer = peer
-	return newConn(ctx, t, ch, until), nil
+	return newConn(ctx, t, w, ch, until), nil
 }
 
 func handshake(ctx context.Context, t *tls.Conn) error {

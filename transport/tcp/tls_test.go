@@ -244,7 +244,7 @@ func TestSessionsAreNotResumed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn := newConn(t.Context(), c, transport.KeycopyChannel{}, time.Now().Add(time.Minute))
+		conn := newConn(t.Context(), c, &wire{}, transport.KeycopyChannel{}, time.Now().Add(time.Minute))
 		if err := conn.WriteFrame(transport.KeycopyFrame{Type: 1, Body: []byte{1}}, true); err != nil {
 			t.Fatal(err)
 		}
