@@ -154,6 +154,9 @@ func (s *Server) putCredential(tx *store.Tx, ses *session, o order, i ca.Issued,
 // D7, req: L1), and says how the service is to be reached and judged. Every
 // refusal is the same.
 func (s *Server) credentialClaim(ctx context.Context, ses *session, m *transport.CredentialClaim) (outcome, error) {
+	if m.Transfer != "" && m.Transfer != transport.TransferCopy && m.Transfer != transport.TransferMove {
+		return outcome{}, fmt.Errorf("%w: claim of a %.8q", transport.ErrMalformed, m.Transfer)
+	}
 	if !ses.given || m.Nonce != ses.nonce {
 		return s.claimRefused(ses, m, "the nonce is not this connection's"), nil
 	}
@@ -180,7 +183,7 @@ func (s *Server) credentialClaim(ctx context.Context, ses *session, m *transport
 			return err
 		}
 		reply.ServerName, reply.Endpoints, reply.Anchors = service.DNS[0], service.Endpoints, [][]byte{s.ca.Certificate(ca.Root).Raw}
-		return putClaim(tx, ses, m, c, proven)
+		return s.putClaim(tx, ses, m, c, proven)
 	})
 	if err != nil {
 		return outcome{}, err
@@ -235,13 +238,25 @@ func claimProven(tx *store.Tx, ses *session, m *transport.CredentialClaim, c sto
 // putClaim records the holding. The terminal knows best since when it has it,
 // unless its clock is ahead or says a time before the certificate was made. A
 // device that claims what was issued to it comes back after its removal.
-func putClaim(tx *store.Tx, ses *session, m *transport.CredentialClaim, c store.Credential, proven claimed) error {
-	h := store.Holding{Credential: c.ID, Device: ses.device, Terminal: ses.terminal, Since: tx.By().At, Origin: store.OriginCopy, Source: m.Source, Serial: proven.Serial}
+//
+// A claim of its own past is one more thing: a device that says it has destroyed
+// a key in a move, and proves to have it.
+func (s *Server) putClaim(tx *store.Tx, ses *session, m *transport.CredentialClaim, c store.Credential, proven claimed) error {
+	h := store.Holding{Credential: c.ID, Device: ses.device, Terminal: ses.terminal, Since: tx.By().At, Origin: store.OriginCopy, Source: m.Source, Txn: m.Txn, Serial: proven.Serial}
 	switch {
-	case proven.Device == ses.device:
+	case proven.Device == ses.device && m.Txn == nil:
 		h.Origin, h.Source = store.OriginIssue, transport.DeviceID{}
-	case c.Transfer == transport.TransferMove:
+	case m.Transfer == transport.TransferMove, m.Transfer == "" && c.Transfer == transport.TransferMove:
 		h.Origin = store.OriginMove
+	}
+	k, again, disabled, err := revived(tx, ses, c.ID, m.Txn)
+	if err != nil || disabled {
+		return err
+	}
+	if again {
+		if err := s.revive(tx, k); err != nil {
+			return err
+		}
 	}
 	if at := time.Unix(m.Time, 0); at.After(proven.leaf.NotBefore) && at.Before(h.Since) {
 		h.Since = at
@@ -253,7 +268,7 @@ func putClaim(tx *store.Tx, ses *session, m *transport.CredentialClaim, c store.
 			return err
 		case recovered:
 			h.Origin = store.OriginMove
-			if err := tx.EndHolding(c.ID, m.Source); err != nil {
+			if err := tx.EndHoldingOn(c.ID, m.Source); err != nil {
 				return err
 			}
 		}
@@ -265,6 +280,11 @@ func putClaim(tx *store.Tx, ses *session, m *transport.CredentialClaim, c store.
 	if h.Origin == store.OriginIssue {
 		return tx.Audit("credential.claim", string(c.ID), fmt.Sprintf("terminal %s device %s has it still", ses.terminal, ses.device))
 	}
+	by := ""
+	if m.Txn != nil {
+		by = " in key copy " + m.Txn.String()
+	}
 	return errors.Join(tx.SetCredential(c.ID, c.State, string(h.Origin)),
-		tx.Audit("credential."+string(h.Origin), string(c.ID), fmt.Sprintf("to terminal %s device %s from device %s", ses.terminal, ses.device, m.Source)))
+		tx.Audit("credential."+string(h.Origin), string(c.ID), fmt.Sprintf("to terminal %s device %s from device %s%s", ses.terminal, ses.device, m.Source, by)),
+		resolve(tx, c.ID))
 }

@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 
 	"github.com/kagimori/kagimori/server/store"
 	"github.com/kagimori/kagimori/transport"
@@ -25,16 +27,18 @@ func (s *Server) withHolders(tx *store.Tx, c store.Credential, former bool) (Cre
 	if err != nil {
 		return i, err
 	}
+	if !former {
+		list = slices.DeleteFunc(list, store.Holding.Ended)
+	}
 	for _, h := range list {
-		if !h.Active && !former {
-			continue
-		}
-		holder := HolderInfo{Terminal: h.Terminal, Device: h.Device, Since: h.Since, Origin: h.Origin, Expires: h.Expires, Active: h.Active}
-		if h.Source != (transport.DeviceID{}) {
-			holder.Source = &h.Source
-		}
-		i.Holders = append(i.Holders, holder)
-		i.InForce = i.InForce || h.Active && s.cfg.Now().Before(h.Expires)
+		i.Holders = append(i.Holders, holderInfo(h))
+		i.InForce = i.InForce || !h.Ended() && s.cfg.Now().Before(h.Expires)
+	}
+	if i.Conflict, err = markHolders(tx, list, i.Holders); err != nil {
+		return i, err
+	}
+	if i.Conflict != "" {
+		i.Next = fmt.Sprintf("end it and give one of them another: kagimori-server credential revoke %s, then kagimori-server credential issue TERMINAL --service %s --subject %s", c.ID, c.Service, c.Subject)
 	}
 	i.InForce = i.InForce && c.State == store.CredentialActive
 	i.Ordered, err = tx.OrderedOf(c.ID)

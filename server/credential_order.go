@@ -39,21 +39,25 @@ type OrderProgress struct {
 
 // CredentialInfo is a management record (req: L1).
 type CredentialInfo struct {
-	ID        transport.Name           `json:"id"`
-	Kind      transport.CredentialKind `json:"kind"`
-	Service   transport.Name           `json:"service"` // the destination
-	Subject   transport.Name           `json:"subject"`
-	Usage     transport.Usage          `json:"usage"`
-	Transfer  transport.Transfer       `json:"transfer"`
-	ChipOnly  bool                     `json:"chip_only"`
-	Serial    string                   `json:"serial,omitempty"`
-	Holders   []HolderInfo             `json:"holders"`
-	Ordered   transport.Name           `json:"ordered,omitempty"` // the terminal that is told to get it
-	Expires   time.Time                `json:"expires,omitzero"`
-	State     store.CredentialState    `json:"state"`
-	InForce   bool                     `json:"in_force"` // active, not expired, and somebody has it
-	Operation string                   `json:"operation"`
-	Operated  time.Time                `json:"operated"`
+	ID       transport.Name           `json:"id"`
+	Kind     transport.CredentialKind `json:"kind"`
+	Service  transport.Name           `json:"service"` // the destination
+	Subject  transport.Name           `json:"subject"`
+	Usage    transport.Usage          `json:"usage"`
+	Transfer transport.Transfer       `json:"transfer"`
+	ChipOnly bool                     `json:"chip_only"`
+	Serial   string                   `json:"serial,omitempty"`
+	Holders  []HolderInfo             `json:"holders"`
+	Ordered  transport.Name           `json:"ordered,omitempty"` // the terminal that is told to get it
+	Expires  time.Time                `json:"expires,omitzero"`
+	State    store.CredentialState    `json:"state"`
+	InForce  bool                     `json:"in_force"` // active, not expired, and somebody has it
+	// Conflict is set if more devices have it than a move allows; Next says what
+	// to do then.
+	Conflict  string    `json:"conflict,omitempty"`
+	Next      string    `json:"next,omitempty"`
+	Operation string    `json:"operation"`
+	Operated  time.Time `json:"operated"`
 }
 
 // HolderInfo says who has a credential, or had it.
@@ -65,6 +69,12 @@ type HolderInfo struct {
 	Source   *transport.DeviceID `json:"source,omitempty"` // the device that it was copied from
 	Expires  time.Time           `json:"expires,omitzero"` // of the certificate that it has
 	Active   bool                `json:"active"`
+	Until    time.Time           `json:"until,omitzero"` // when it ended
+	State    store.HoldingState  `json:"state"`
+	Txn      *transport.ID       `json:"txn,omitempty"`   // the key copy that brought it
+	Taken    *transport.ID       `json:"taken,omitempty"` // the one that takes it away, or took it
+	To       string              `json:"to,omitempty"`    // where it goes, while it is in transit
+	Note     string              `json:"note,omitempty"`  // what is not as it should be
 }
 
 // CredentialPage is one page; Next continues the list, empty at its end.

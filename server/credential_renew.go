@@ -90,7 +90,7 @@ func (s *Server) mayRenew(tx *store.Tx, x store.Terminal, c store.Credential, in
 		return err
 	}
 	return control.Problemf(control.Conflict, see+"; to replace it now: kagimori-server credential revoke "+string(c.ID)+", then issue",
-		"terminal %s has a credential for %s already: %s, which can be issued anew from %s on", x.Name, c.Service, c.ID, from.UTC().Format("2006-01-02 15:04 MST"))
+		"terminal %s has a credential for %s already: %s, which can be issued anew from %s on", x.Name, c.Service, c.ID, minute(from))
 }
 
 // renewableFrom is when the last third of what the terminal's device has

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -93,10 +94,10 @@ func (r *rig) claims(terminal transport.Name, b *box, h held) *transport.Envelop
 	return k.say(claim(r.t, h.key, nonce, b.id(), h.id))
 }
 
-// holderOf is a terminal's holding in a record.
+// holderOf is a terminal's newest holding in a record.
 func holderOf(t *testing.T, i CredentialInfo, terminal transport.Name) HolderInfo {
 	t.Helper()
-	for _, h := range i.Holders {
+	for _, h := range slices.Backward(i.Holders) {
 		if h.Terminal == terminal {
 			return h
 		}

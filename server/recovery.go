@@ -79,10 +79,10 @@ func holdsOnly(tx *store.Tx, ses *session, names []transport.Name) error {
 		return err
 	}
 	for _, h := range held {
-		if h.Device != ses.device || slices.Contains(names, h.Credential) {
+		if h.Device != ses.device || !h.Active() || slices.Contains(names, h.Credential) {
 			continue
 		}
-		err := errors.Join(tx.EndHolding(h.Credential, ses.device),
+		err := errors.Join(tx.EndHolding(h, tx.By().At),
 			tx.Audit("credential.lost", string(h.Credential), fmt.Sprintf("terminal %s device %s has it no more", ses.terminal, ses.device)))
 		if err != nil {
 			return err

@@ -64,7 +64,7 @@ func (s *Server) remove(tx *store.Tx, given string) (r TerminalRemoved, out outc
 	if out, err = s.identityEnds(tx, x.Name, ca.ReasonCessationOfOperation, "the terminal was removed"); err != nil {
 		return r, out, err
 	}
-	if err := errors.Join(endRecoveries(tx, x.Name, "the terminal was removed"), tx.RemoveTerminal(x.Name)); err != nil {
+	if err := errors.Join(endRecoveries(tx, x.Name, "the terminal was removed"), tx.RemoveTerminal(x.Name), s.judgeGone(tx, x.Device)); err != nil {
 		return r, out, err
 	}
 	w, err := withdraw(tx, x.Name, "the terminal was removed")
@@ -141,13 +141,23 @@ func (s *Server) endHoldings(tx *store.Tx, name transport.Name, issuers []string
 	if err != nil {
 		return nil, err
 	}
-	if err := tx.EndHoldings(name); err != nil {
-		return nil, err
+	onWay := map[transport.Name]transport.Name{} // credential: terminal that it was moved to
+	for _, h := range held {
+		to, err := endHolding(tx, h)
+		if err != nil {
+			return nil, err
+		}
+		if to != "" {
+			onWay[h.Credential] = to
+		}
 	}
 	for _, id := range idsOf(held) {
 		holders, err := activeHolders(tx, id)
 		if err != nil {
 			return nil, err
+		}
+		if to := onWay[id]; to != "" {
+			holders = with(slices.DeleteFunc(holders, func(n transport.Name) bool { return n == name }), to)
 		}
 		var issuer string
 		if len(holders) > 0 {
@@ -196,7 +206,7 @@ func (s *Server) keep(tx *store.Tx, name, id transport.Name, held []store.Holdin
 		k.Next = fmt.Sprintf("if that box is out of your hands, kagimori-server credential revoke %s && kagimori-server credential issue %s --service %s --subject %s",
 			id, holders[0], c.Service, c.Subject)
 		r.Warnings = append(r.Warnings, fmt.Sprintf("the box that was %s still has the key of %s for %s until %s: %s holds it too, so it stays in force",
-			name, id, c.Service, k.Expires.UTC().Format("2006-01-02 15:04 MST"), join(holders)))
+			name, id, c.Service, minute(k.Expires), join(holders)))
 	}
 	r.Kept = append(r.Kept, k)
 	return issuer, nil
@@ -215,7 +225,7 @@ func stillValid(tx *store.Tx, c store.Credential) (store.Credential, error) {
 	}
 	c.Expires = time.Time{}
 	for _, h := range list {
-		if h.Active && h.Expires.After(c.Expires) {
+		if !h.Ended() && h.Expires.After(c.Expires) {
 			c.Serial, c.Expires = h.Serial, h.Expires
 		}
 	}
@@ -231,11 +241,15 @@ func (s *Server) endCredential(tx *store.Tx, id transport.Name, reason int) (iss
 	return issuer, errors.Join(tx.SetCredential(id, store.CredentialRevoked, operationRevoke), tx.Audit("credential.revoke", string(id), ""))
 }
 
-// activeHolders names the terminals that hold a credential.
+// minute is a time in words for people.
+func minute(at time.Time) string { return at.UTC().Format("2006-01-02 15:04 MST") }
+
+// activeHolders names the terminals that hold a credential, or have given it up
+// to somebody who has not proven to have it.
 func activeHolders(tx *store.Tx, id transport.Name) (names []transport.Name, err error) {
 	list, err := tx.Holdings(id)
 	for _, h := range list {
-		if h.Active && !slices.Contains(names, h.Terminal) {
+		if !h.Ended() && !slices.Contains(names, h.Terminal) {
 			names = append(names, h.Terminal)
 		}
 	}

@@ -205,7 +205,7 @@ func (r *rig) checkWhole() {
 			err = errors.Join(err, e)
 			active := 0
 			for _, h := range holdings {
-				if h.Active {
+				if !h.Ended() {
 					active++
 				}
 			}

@@ -130,6 +130,10 @@ func (s *Server) converse(ctx context.Context, ses *session, e *transport.Envelo
 		return open(e, func(m *transport.CredentialRequest) (outcome, error) { return s.credentialRequest(ctx, ses, m) })
 	case (*transport.CredentialClaim)(nil).Type():
 		return open(e, func(m *transport.CredentialClaim) (outcome, error) { return s.credentialClaim(ctx, ses, m) })
+	case (*transport.KeycopyReport)(nil).Type():
+		return open(e, func(m *transport.KeycopyReport) (outcome, error) { return s.keycopyReport(ctx, ses, m) })
+	case (*transport.KeycopySettle)(nil).Type():
+		return open(e, func(m *transport.KeycopySettle) (outcome, error) { return s.keycopySettle(ctx, ses, m) })
 	case (*transport.TerminalState)(nil).Type():
 		return open(e, func(m *transport.TerminalState) (outcome, error) { return s.terminalState(ctx, ses, m) })
 	case (*transport.RecoveryRequest)(nil).Type():

@@ -286,6 +286,7 @@ func (s *Server) expectAgain(tx *store.Tx, name transport.Name, key *hsm.Secret)
 		return out, notes, err
 	}
 	held, err := tx.HeldBy(name)
+	held = slices.DeleteFunc(held, func(h store.Holding) bool { return !h.Active() })
 	if ids := idsOf(held); len(ids) > 0 && x.State == store.TerminalEnrolled {
 		notes = append(notes, fmt.Sprintf("the device that was %s until now still holds %s; copy what the new one needs, or issue it anew", name, join(ids)))
 	}

@@ -126,7 +126,7 @@ func (t *Tx) RevokeCertificate(serial *big.Int, reason int) error {
 func (t *Tx) RevokeUnheld(credential transport.Name, reason int) (int64, error) {
 	return t.exec(`UPDATE certificates SET revoked = ?, reason = ?, actor = ?, time = ?
 		WHERE credential = ? AND revoked IS NULL AND not_after > ?
-			AND serial NOT IN (SELECT serial FROM holdings WHERE credential = ? AND state = 'active' AND serial IS NOT NULL)
+			AND serial NOT IN (SELECT serial FROM holdings WHERE credential = ? AND state <> 'ended' AND serial IS NOT NULL)
 			AND serial NOT IN (SELECT serial FROM commands WHERE credential = ? AND state = 'pending' AND serial IS NOT NULL)`,
 		t.now(), reason, t.by.Actor, t.now(), credential, t.now(), credential, credential)
 }

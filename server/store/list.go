@@ -158,7 +158,7 @@ func column[T ~string](name string, values ...T) map[string]string {
 // credentialStates are the states of credentials, and those that people see
 // instead of "active".
 func credentialStates() map[string]string {
-	const inForce = `id IN (SELECT h.credential FROM holdings h JOIN certificates c ON c.serial = h.serial WHERE h.state = 'active' AND c.not_after > ?)`
+	const inForce = `id IN (SELECT h.credential FROM holdings h JOIN certificates c ON c.serial = h.serial WHERE h.state <> 'ended' AND c.not_after > ?)`
 	words := column("state", CredentialOrdered, CredentialActive, CredentialRefused, CredentialWithdrawn, CredentialRevoked)
 	words["in force"] = "state = 'active' AND " + inForce
 	words["expired"] = "state = 'active' AND expires <= ?"
@@ -233,7 +233,7 @@ func (t *Tx) Credentials(q Query) (list []Credential, next string, err error) {
 			"usage": column("usage", transport.UsageClient, transport.UsageServer)},
 		filter: map[string]string{"id": "id = ?", "service": "service = ?", "subject": "subject = ?",
 			// Whoever is told to make the key counts too, before there is a holding.
-			"terminal": `id IN (SELECT credential FROM holdings WHERE terminal = ? AND state = 'active'
+			"terminal": `id IN (SELECT credential FROM holdings WHERE terminal = ? AND state <> 'ended'
 				UNION SELECT credential FROM commands WHERE terminal = ? AND state = 'pending' AND credential IS NOT NULL)`},
 	}, q, scanCredential)
 }

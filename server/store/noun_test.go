@@ -121,6 +121,15 @@ func TestCommandsAreOldestFirstAndSettleOnce(t *testing.T) {
 	})
 }
 
+// endAll ends what a terminal holds.
+func endAll(tx *Tx, terminal transport.Name) error {
+	list, err := tx.HeldBy(terminal)
+	for _, h := range list {
+		err = errors.Join(err, tx.EndHolding(h, time.Time{}))
+	}
+	return err
+}
+
 func TestHoldingsOpenAndEnd(t *testing.T) {
 	s := testStore(t)
 	fleet(t, s, 3)
@@ -138,12 +147,12 @@ func TestHoldingsOpenAndEnd(t *testing.T) {
 	}
 	view(t, s, func(tx *Tx) error {
 		list, err := tx.Holdings("cr-01")
-		if len(list) != 2 || list[0].Terminal != "nav-01" || list[1].Origin != OriginCopy || !list[1].Since.Equal(by.At.Add(time.Hour)) || !list[1].Active {
+		if len(list) != 2 || list[0].Terminal != "nav-01" || list[1].Origin != OriginCopy || !list[1].Since.Equal(by.At.Add(time.Hour)) || !list[1].Active() {
 			t.Errorf("%+v", list)
 		}
 		return err
 	})
-	update(t, s, func(tx *Tx) error { return tx.EndHoldings("nav-02") })
+	update(t, s, func(tx *Tx) error { return endAll(tx, "nav-02") })
 	view(t, s, func(tx *Tx) error {
 		list, err := tx.HeldBy("nav-02")
 		if len(list) != 0 {

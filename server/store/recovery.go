@@ -1,7 +1,6 @@
 package store
 
 import (
-	"errors"
 	"fmt"
 	"time"
 
@@ -113,17 +112,6 @@ func (t *Tx) NoteIncarnation(device transport.DeviceID, incarnation uint32) (bef
 		before, known = uint32(*old), true
 	}
 	return before, known, err
-}
-
-// EndHolding ends what one device holds of a credential; that it holds nothing
-// is no error.
-func (t *Tx) EndHolding(credential transport.Name, device transport.DeviceID) error {
-	err := mustChange(t.exec(`UPDATE holdings SET state = ?, actor = ?, time = ? WHERE credential = ? AND device = ? AND state = 'active'`,
-		holdingEnded, t.by.Actor, t.now(), credential, device[:]))
-	if errors.Is(err, ErrNotFound) {
-		return nil
-	}
-	return err
 }
 
 // Recoveries lists requests; the key is the id.

@@ -110,6 +110,15 @@ func (t *Tx) Enroll(name transport.Name, device transport.DeviceID, spki []byte,
 		WHERE name = ? AND state = 'expected'`, device[:], level, t.now(), t.by.Actor, t.now(), name))
 }
 
+// DeviceKey is a device's public identity key in DER; ErrNotFound: it has never
+// been seen here, or its key has not.
+func (t *Tx) DeviceKey(id transport.DeviceID) (spki []byte, err error) {
+	if err = t.row(`SELECT spki FROM devices WHERE id = ?`, []any{id[:]}, &spki); err == nil && spki == nil {
+		err = ErrNotFound
+	}
+	return spki, err
+}
+
 func (t *Tx) putDevice(id transport.DeviceID, spki []byte, level string) error {
 	_, err := t.exec(`INSERT INTO devices (id, spki, level, actor, time) VALUES (?, ?, ?, ?, ?)
 		ON CONFLICT (id) DO UPDATE SET spki = excluded.spki, level = excluded.level, actor = excluded.actor, time = excluded.time`,
