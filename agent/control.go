@@ -235,6 +235,9 @@ func (a *Agent) keycopyOffer(ctx context.Context, call *control.Call) error {
 		clear(code)
 	}
 	if err == nil {
+		first, err = page(call, first)
+	}
+	if err == nil {
 		err = call.Continue(first)
 	}
 	if err != nil {
@@ -246,7 +249,7 @@ func (a *Agent) keycopyOffer(ctx context.Context, call *control.Call) error {
 		case <-ctx.Done(): // the offer stands until its time is over
 			return ctx.Err()
 		case ev := <-o.events:
-			if err := call.Continue(ev); err != nil {
+			if err := pass(call, ev); err != nil {
 				return err
 			}
 			continue
@@ -255,12 +258,15 @@ func (a *Agent) keycopyOffer(ctx context.Context, call *control.Call) error {
 		break
 	}
 	for len(o.events) > 0 {
-		if err := call.Continue(<-o.events); err != nil {
+		if err := pass(call, <-o.events); err != nil {
 			return err
 		}
 	}
 	last, err := o.result()
 	if err != nil {
+		return err
+	}
+	if last, err = page(call, last); err != nil {
 		return err
 	}
 	return call.Reply(last)
@@ -282,11 +288,14 @@ func (a *Agent) keycopyFetch(ctx context.Context, call *control.Call) error {
 	var lost error
 	last, err := a.fetch(ctx, fetchOrder{in.Address, code, in.Credentials, in.CopyOnly}, func(ev KeycopyEvent) {
 		if lost == nil && ev.Step != string(keycopy.EventClosed) { // the reply says that
-			lost = call.Continue(ev)
+			lost = pass(call, ev)
 		}
 	})
 	if err != nil {
 		return err
+	}
+	if *last, err = page(call, *last); lost == nil {
+		lost = err
 	}
 	return errors.Join(lost, call.Reply(last))
 }

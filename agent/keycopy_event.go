@@ -2,7 +2,6 @@ package agent
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/kagimori/kagimori/agent/keycopy"
@@ -14,7 +13,7 @@ import (
 
 // A KeycopyEvent is one step of a copy, for people and scripts.
 type KeycopyEvent struct {
-	// Step is armed, connected, turned, refused, killed, expired, granted, item,
+	// Step is listed, armed, connected, turned, refused, killed, expired, granted, item,
 	// installed, closed, aborted, disarmed.
 	Step string `json:"step"`
 	Text string `json:"text"`
@@ -50,24 +49,14 @@ type KeycopyKey struct {
 	ID      transport.Name `json:"credential"`
 	Service transport.Name `json:"service"`
 	Subject transport.Name `json:"subject"`
+	// Transfer is what happens to it: copy (both have it then) or move.
+	Transfer transport.Transfer `json:"transfer"`
 }
 
 // KeycopyHeld is one that is held back, and why.
 type KeycopyHeld struct {
 	ID     transport.Name `json:"credential"`
 	Reason string         `json:"reason"`
-}
-
-// eventKeys is how many keys one event lists; the rest are counted by Items.
-const eventKeys = 256
-
-func keysOf(entries []transport.KeycopyEntry, only []transport.Name) (list []KeycopyKey) {
-	for _, e := range entries {
-		if (only == nil || slices.Contains(only, e.ID)) && len(list) < eventKeys {
-			list = append(list, KeycopyKey{ID: e.ID, Service: e.Service, Subject: e.Subject})
-		}
-	}
-	return list
 }
 
 func heldOf(withheld []transport.KeycopyWithheld) (list []KeycopyHeld) {

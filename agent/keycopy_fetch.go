@@ -60,7 +60,9 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 				if ev.Kind == keycopy.EventGranted {
 					granted.Store(true)
 				}
-				report(tell(ev, roleTarget))
+				if worthTelling(ev) {
+					report(tell(ev, roleTarget))
+				}
 			},
 		},
 		Select: selected, Identity: p.identity(),

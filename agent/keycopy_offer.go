@@ -210,7 +210,7 @@ func (o *offering) choose(selected []transport.Name) error {
 		}
 		return control.Problemf(control.NotFound, next, "this terminal holds no credential %s", missing)
 	}
-	o.chosen = KeycopyEvent{Step: "armed", Items: len(offer.Items), Keys: keysOf(offer.Items, nil), Held: held, More: int(offer.More)}
+	o.chosen = KeycopyEvent{Step: stepArmed, Items: len(offer.Items), Keys: keysOf(offer.Items, nil), Held: held, More: int(offer.More)}
 	o.chosen.Text = "waiting for the new terminal"
 	switch {
 	case len(offer.Items) > 0:
@@ -227,7 +227,9 @@ func (o *offering) progress(ev keycopy.Event) {
 	if ev.Kind == keycopy.EventClosed {
 		return // result says that
 	}
-	o.tell(tell(ev, roleSource))
+	if worthTelling(ev) {
+		o.tell(tell(ev, roleSource))
+	}
 }
 
 func (o *offering) tell(ev KeycopyEvent) {
