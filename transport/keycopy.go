@@ -107,9 +107,17 @@ const (
 	KeycopyKEK    KeycopyMode = "kek"
 )
 
+// KeycopyModes lists them, the default first.
+func KeycopyModes() []KeycopyMode { return []KeycopyMode{KeycopyPAKE, KeycopyKEK, KeycopyDirect} }
+
 // ALPN is the TLS protocol name of a mode, so that two ends of different modes
 // never get as far as a message.
 func (m KeycopyMode) ALPN() string { return "keycopy/1-" + string(m) }
+
+// SealsCode says whether the operator code itself crosses the wire, sealed under
+// the security code: whoever is in between and has that reads it. Such a mode
+// needs an identity certificate at both ends.
+func (m KeycopyMode) SealsCode() bool { return m == KeycopyDirect || m == KeycopyKEK }
 
 // KeycopySuite numbers a set of algorithms. A later draft or the RFC of CPace
 // gets a number of its own.
@@ -173,12 +181,16 @@ type KeycopyChannel struct {
 	// Exporter is the TLS exporter under KeycopyExporterLabel. It does not
 	// cover the client certificate, hence the keys below.
 	Exporter [KeycopyExporterSize]byte
+	// Mode is the one whose ALPN name both ends agreed on.
+	Mode KeycopyMode
 	// TargetKey and SourceKey are the DER public keys of the certificates in
 	// use; TargetKey is empty when the Target showed none.
 	TargetKey, SourceKey []byte
 	// Peer is the other end's terminal name if it proved one by an identity
 	// certificate, else empty.
 	Peer Name
+	// Identified is true if this end showed an identity certificate.
+	Identified bool
 	// Remote is the other end's network address, for people.
 	Remote string
 }

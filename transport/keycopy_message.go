@@ -163,6 +163,13 @@ type KeycopyGrantAck struct {
 	Txn    ID       `cbor:"3,keyasint"`
 }
 
+// KeycopyGrantHead is GRANT less tag, manifest and KEK: what modes direct and
+// kek have in their transcript in place of HELLO_ACK.
+type KeycopyGrantHead struct {
+	Ack   KeycopyGrantAck `cbor:"3,keyasint"`
+	Admit KeycopyTag      `cbor:"4,keyasint"`
+}
+
 // KeycopyItem is one CredentialRecord, sealed. Seq counts from 0.
 type KeycopyItem struct {
 	Seq    uint32 `cbor:"1,keyasint"`
@@ -255,15 +262,17 @@ func (*KeycopyError) Frame() KeycopyType     { return KeycopyTypeError }
 // maxKeycopySignature is the longest ASN.1 ECDSA P-256 signature, in bytes.
 const maxKeycopySignature = 72
 
-// maxKeycopyKEK is a sealed key-encryption key: 32 bytes and the tag, 16.
-const maxKeycopyKEK = 48
+// keycopySealed is a sealed operator code (padded) or key-encryption key: 32
+// bytes and the tag, 16.
+const keycopySealed = 48
 
 // check leaves version, mode and suite alone: those have answers of their own.
 func (m *KeycopyHello) check() error {
 	if m.Want != TransferCopy && m.Want != TransferMove {
 		return fmt.Errorf("want %q", m.Want)
 	}
-	if (m.Mode == KeycopyPAKE) != (m.Share != nil) || (m.Mode == KeycopyPAKE) != (len(m.Code) == 0) {
+	if (m.Mode == KeycopyPAKE) != (m.Share != nil) || (m.Mode == KeycopyPAKE) != (len(m.Code) == 0) ||
+		m.Mode.SealsCode() && len(m.Code) != keycopySealed {
 		return fmt.Errorf("wrong fields for mode %q", m.Mode)
 	}
 	if len(m.Select) > MaxKeycopySelect {
@@ -293,7 +302,7 @@ func (m *KeycopyGrant) check() error {
 	if len(m.Manifest) == 0 {
 		return fmt.Errorf("no manifest")
 	}
-	if (m.Ack == nil) != (m.Admit == nil) || len(m.KEK) > 0 && m.Ack == nil || len(m.KEK) > maxKeycopyKEK {
+	if (m.Ack == nil) != (m.Admit == nil) || len(m.KEK) > 0 && (m.Ack == nil || len(m.KEK) != keycopySealed) {
 		return fmt.Errorf("fields of no mode")
 	}
 	return nil

@@ -18,14 +18,15 @@ func everyKeycopy(t testing.TB) []KeycopyMessage {
 	hello := KeycopyHelloBody{Version: KeycopyVersion, Mode: KeycopyPAKE, Suite: KeycopyCPace21, CodeID: KeycopyCodeID{"default", 1},
 		Target: DeviceID{1}, Nonce: [32]byte{2}, Want: TransferCopy, Select: []Name{"cr-1"}, Share: &KeycopyPoint{3}}
 	direct := hello
-	direct.Mode, direct.Share, direct.Code, direct.Want, direct.Select = KeycopyDirect, nil, []byte{4}, TransferMove, nil
+	direct.Mode, direct.Share, direct.Code, direct.Want, direct.Select = KeycopyDirect, nil, bytes.Repeat([]byte{4}, keycopySealed), TransferMove, nil
 	return []KeycopyMessage{
 		&KeycopyHello{hello, KeycopyTag{5}},
 		&KeycopyHello{direct, KeycopyTag{5}},
 		&KeycopyHelloAck{KeycopyHelloAckBody{DeviceID{6}, [32]byte{7}, ID{8}, KeycopyPoint{9}}, KeycopyTag{10}},
 		&KeycopyProof{KeycopyTag{11}},
 		&KeycopyGrant{Tag: KeycopyTag{12}, Manifest: manifest},
-		&KeycopyGrant{KeycopyTag{12}, manifest, &KeycopyGrantAck{DeviceID{6}, [32]byte{7}, ID{8}}, &KeycopyTag{10}, []byte{13}},
+		&KeycopyGrant{KeycopyTag{12}, manifest, &KeycopyGrantAck{DeviceID{6}, [32]byte{7}, ID{8}}, &KeycopyTag{10}, nil},
+		&KeycopyGrant{KeycopyTag{12}, manifest, &KeycopyGrantAck{DeviceID{6}, [32]byte{7}, ID{8}}, &KeycopyTag{10}, bytes.Repeat([]byte{13}, keycopySealed)},
 		&KeycopyItem{1, "cr-1", []byte{13}},
 		&KeycopyReceipt{KeycopyReceiptBody{ID{14}, KeycopyTag{15}, []byte{1}}, KeycopyTag{16}, nil},
 		&KeycopyReceipt{KeycopyReceiptBody{ID{14}, KeycopyTag{15}, []byte{1}}, KeycopyTag{16}, []byte{17}},
@@ -62,7 +63,7 @@ func TestKeycopyGoldenBytes(t *testing.T) {
 	}
 	fmt.Fprintf(&got, "manifest %s\n", hex.EncodeToString(manifest))
 	compareGolden(t, "testdata/keycopy.golden", got.Bytes())
-	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 16 {
+	if n := bytes.Count(got.Bytes(), []byte("\n")); n != 17 {
 		t.Errorf("%d lines in the table", n)
 	}
 }
@@ -106,19 +107,25 @@ func TestKeycopyRefusesWhatCBORLetsThrough(t *testing.T) {
 		return h
 	}
 	for name, m := range map[string]KeycopyMessage{
-		"want never":        hello(func(h *KeycopyHello) { h.Want = TransferNever }),
-		"pake, no share":    hello(func(h *KeycopyHello) { h.Share = nil }),
-		"pake with code":    hello(func(h *KeycopyHello) { h.Code = []byte{1} }),
-		"direct with share": hello(func(h *KeycopyHello) { h.Mode = KeycopyDirect }),
-		"too many ids":      hello(func(h *KeycopyHello) { h.Select = many }),
-		"an id twice":       hello(func(h *KeycopyHello) { h.Select = []Name{"a", "a"} }),
-		"no name":           hello(func(h *KeycopyHello) { h.Select = []Name{"A"} }),
-		"no group":          hello(func(h *KeycopyHello) { h.CodeID.Group = "" }),
-		"no manifest":       &KeycopyGrant{},
-		"item 4096":         &KeycopyItem{Seq: MaxKeycopyItems, ID: "a"},
-		"item without id":   &KeycopyItem{},
-		"long status":       &KeycopyReceipt{KeycopyReceiptBody: KeycopyReceiptBody{Status: make([]byte, MaxKeycopyItems/8+1)}},
-		"long signature":    &KeycopyReceipt{Signature: make([]byte, 73)},
+		"want never":                  hello(func(h *KeycopyHello) { h.Want = TransferNever }),
+		"pake, no share":              hello(func(h *KeycopyHello) { h.Share = nil }),
+		"pake with code":              hello(func(h *KeycopyHello) { h.Code = []byte{1} }),
+		"direct with share":           hello(func(h *KeycopyHello) { h.Mode = KeycopyDirect }),
+		"direct, short code":          hello(func(h *KeycopyHello) { h.Mode, h.Share, h.Code = KeycopyDirect, nil, make([]byte, keycopySealed-1) }),
+		"kek, long code":              hello(func(h *KeycopyHello) { h.Mode, h.Share, h.Code = KeycopyKEK, nil, make([]byte, keycopySealed+1) }),
+		"GRANT without its admission": &KeycopyGrant{Manifest: []byte{1}, Ack: &KeycopyGrantAck{}},
+		"GRANT with admission only":   &KeycopyGrant{Manifest: []byte{1}, Admit: &KeycopyTag{}},
+		"GRANT of pake with a KEK":    &KeycopyGrant{Manifest: []byte{1}, KEK: make([]byte, keycopySealed)},
+		"GRANT with a short KEK":      &KeycopyGrant{Manifest: []byte{1}, Ack: &KeycopyGrantAck{}, Admit: &KeycopyTag{}, KEK: make([]byte, keycopySealed-1)},
+		"too many ids":                hello(func(h *KeycopyHello) { h.Select = many }),
+		"an id twice":                 hello(func(h *KeycopyHello) { h.Select = []Name{"a", "a"} }),
+		"no name":                     hello(func(h *KeycopyHello) { h.Select = []Name{"A"} }),
+		"no group":                    hello(func(h *KeycopyHello) { h.CodeID.Group = "" }),
+		"no manifest":                 &KeycopyGrant{},
+		"item 4096":                   &KeycopyItem{Seq: MaxKeycopyItems, ID: "a"},
+		"item without id":             &KeycopyItem{},
+		"long status":                 &KeycopyReceipt{KeycopyReceiptBody: KeycopyReceiptBody{Status: make([]byte, MaxKeycopyItems/8+1)}},
+		"long signature":              &KeycopyReceipt{Signature: make([]byte, 73)},
 	} {
 		if _, err := EncodeKeycopy(m); err == nil {
 			t.Errorf("%s: encoded", name)
@@ -148,6 +155,11 @@ func TestKeycopyLimitsFit(t *testing.T) {
 	for i := range MaxKeycopySelect {
 		h.Select = append(h.Select, long(i))
 	}
+	h.Parent = &KeycopyParent{make([]byte, maxKeycopyParent), make([]byte, maxKeycopyApproval)}
+	if _, err := EncodeKeycopy(h); err != nil {
+		t.Error(err)
+	}
+	h.Mode, h.Share, h.Code = KeycopyDirect, nil, make([]byte, keycopySealed)
 	if _, err := EncodeKeycopy(h); err != nil {
 		t.Error(err)
 	}

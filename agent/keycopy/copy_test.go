@@ -185,7 +185,8 @@ func TestChooseKeepsTheLimits(t *testing.T) {
 		if _, err := transport.DecodeKeycopyManifest(manifest); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := transport.EncodeKeycopy(&transport.KeycopyGrant{Manifest: manifest}); err != nil {
+		if _, err := transport.EncodeKeycopy(&transport.KeycopyGrant{Manifest: manifest,
+			Ack: &transport.KeycopyGrantAck{}, Admit: &transport.KeycopyTag{}, KEK: make([]byte, sealedSize)}); err != nil {
 			t.Fatal(err)
 		}
 		return len(manifest)

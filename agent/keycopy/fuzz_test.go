@@ -122,7 +122,7 @@ func FuzzAuthenticSource(f *testing.F) {
 			t.Fatal(err)
 		}
 		s.keys.manifest = sha256.Sum256(manifest)
-		grant, err := transport.EncodeKeycopy(&transport.KeycopyGrant{Tag: s.keys.sourceTag(s.answer), Manifest: manifest})
+		grant, err := transport.EncodeKeycopy(&transport.KeycopyGrant{Tag: s.keys.sourceTag(s.answer, nil), Manifest: manifest})
 		if err != nil {
 			return
 		}

@@ -10,14 +10,15 @@
 //
 // The package is pure: frames in, frames out. It opens no connection and no
 // file; time, randomness, the security code's MAC and durable writes are passed
-// in. Mode pake with transfer copy is spoken. Moving (COMMIT, ACTIVATED),
-// resuming (RESUME) and the modes direct and kek have their numbers in
-// transport and are refused.
+// in. Mode pake with transfer copy is spoken. Moving (COMMIT, ACTIVATED) and
+// resuming (RESUME) have their numbers in transport and are refused.
 package keycopy
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -86,6 +87,12 @@ type End struct {
 	Attempts Attempts
 	Clock    Clock
 	Random   io.Reader
+	// Modes are those that this end takes part in, the first by default; none
+	// is KeycopyPAKE alone.
+	Modes []transport.KeycopyMode
+	// RequireIdentity wants an identity certificate of both ends in mode pake
+	// too; the others always do.
+	RequireIdentity bool
 	// Progress is told what happens, from the goroutine of Serve or Fetch; it
 	// must not block for long. nil is fine.
 	Progress func(Event)
@@ -95,4 +102,31 @@ func (e *End) tell(ev Event) {
 	if e.Progress != nil {
 		e.Progress(ev)
 	}
+}
+
+// modes is Modes as it is meant.
+func (e *End) modes() []transport.KeycopyMode {
+	if len(e.Modes) == 0 {
+		return []transport.KeycopyMode{transport.KeycopyPAKE}
+	}
+	return e.Modes
+}
+
+// allows refuses a mode that this end does not take part in, that is not the one
+// TLS agreed on, or that needs identities which are not there. There is no other
+// mode to fall back to: the run ends.
+func (e *End) allows(mode transport.KeycopyMode, ch *transport.KeycopyChannel) error {
+	switch {
+	case !slices.Contains(e.modes(), mode):
+		return fail(transport.KeycopyModeRefused, fmt.Errorf("mode %q is not enabled here", mode))
+	case mode != ch.Mode:
+		return fail(transport.KeycopyModeRefused, fmt.Errorf("mode %q on a connection for %q", mode, ch.Mode))
+	case !mode.SealsCode() && !e.RequireIdentity:
+		return nil
+	case !ch.Identified:
+		return fail(transport.KeycopyModeRefused, fmt.Errorf("mode %q needs an identity certificate here", mode))
+	case ch.Peer == "":
+		return fail(transport.KeycopyModeRefused, fmt.Errorf("mode %q needs an identity certificate of the other terminal", mode))
+	}
+	return nil
 }

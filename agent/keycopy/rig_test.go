@@ -332,6 +332,7 @@ func cloneRecords(in []transport.CredentialRecord) []transport.CredentialRecord 
 
 // newChannels are the two ends' views of one TLS connection.
 func newChannels() (source, target transport.KeycopyChannel) {
+	source.Mode = transport.KeycopyPAKE
 	source.SourceKey, source.TargetKey, source.Remote = []byte("source's key"), []byte("target's key"), "192.0.2.2:1"
 	rand.Read(source.Exporter[:])
 	target = source

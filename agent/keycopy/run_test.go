@@ -320,7 +320,9 @@ func TestSilentPeers(t *testing.T) {
 // pipeConn carries frames over a net.Pipe, without TLS: for virtual time.
 type pipeConn struct{ net.Conn }
 
-func (p *pipeConn) Channel() (c transport.KeycopyChannel) { return c }
+func (p *pipeConn) Channel() transport.KeycopyChannel {
+	return transport.KeycopyChannel{Mode: transport.KeycopyPAKE}
+}
 
 func (p *pipeConn) ReadFrame(limit int, wait time.Duration) (f transport.KeycopyFrame, err error) {
 	p.SetDeadline(time.Now().Add(wait))

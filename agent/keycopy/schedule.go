@@ -13,6 +13,7 @@ import (
 	"crypto/sha512"
 	"encoding/binary"
 	"fmt"
+	"maps"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
@@ -28,8 +29,23 @@ const (
 )
 
 // fleetKeys are the keys that follow from the security code and the channel:
-// scp(l) = HKDF-Expand-SHA256(SCS, "keycopy/1 " ‖ l, 32).
-type fleetKeys struct{ admit, prs, mix []byte }
+// scp(l) = HKDF-Expand-SHA256(SCS, "keycopy/1 " ‖ l, 32). prs is for pake, code
+// and codeWrap for direct and kek, kekWrap for kek; a mode has none of another's.
+type fleetKeys struct{ admit, mix, prs, code, codeWrap, kekWrap []byte }
+
+// labels are the keys that a mode uses.
+func (k *fleetKeys) labels(mode transport.KeycopyMode) map[string]*[]byte {
+	labels := map[string]*[]byte{"admit": &k.admit, "mix": &k.mix}
+	if mode == transport.KeycopyPAKE {
+		labels["prs"] = &k.prs
+		return labels
+	}
+	labels["code"], labels["code-wrap"] = &k.code, &k.codeWrap
+	if mode == transport.KeycopyKEK {
+		labels["kek-wrap"] = &k.kekWrap
+	}
+	return labels
+}
 
 // newFleetKeys makes the one call per connection under the security code.
 func newFleetKeys(ctx context.Context, code SecurityCode, mode transport.KeycopyMode, ch *transport.KeycopyChannel) (*fleetKeys, error) {
@@ -43,7 +59,7 @@ func newFleetKeys(ctx context.Context, code SecurityCode, mode transport.Keycopy
 		return nil, fmt.Errorf("security code %s: MAC of %d bytes", code.ID, scs.Len())
 	}
 	var k fleetKeys
-	for label, key := range map[string]*[]byte{"admit": &k.admit, "prs": &k.prs, "mix": &k.mix} {
+	for label, key := range k.labels(mode) {
 		if *key, err = hkdf.Expand(sha256.New, scs.Bytes(), protocol+" "+label, keySize); err != nil {
 			return nil, fmt.Errorf("derive keys: %w", err)
 		}
@@ -52,10 +68,11 @@ func newFleetKeys(ctx context.Context, code SecurityCode, mode transport.Keycopy
 }
 
 func (k *fleetKeys) wipe() {
-	if k != nil {
-		clear(k.admit)
-		clear(k.prs)
-		clear(k.mix)
+	if k == nil {
+		return
+	}
+	for _, key := range [][]byte{k.admit, k.mix, k.prs, k.code, k.codeWrap, k.kekWrap} {
+		clear(key)
 	}
 }
 
@@ -65,7 +82,8 @@ func (k *fleetKeys) admitTarget(body []byte) transport.KeycopyTag {
 	return tag(k.admit, []byte("t"), h[:])
 }
 
-// admitSource is the MAC of HELLO_ACK; body is HELLO_ACK less that MAC.
+// admitSource is the MAC of HELLO_ACK; body is HELLO_ACK less that MAC, or the
+// map that stands for it in GRANT.
 func (k *fleetKeys) admitSource(hello, body []byte) transport.KeycopyTag {
 	h, b := sha256.Sum256(hello), sha256.Sum256(body)
 	return tag(k.admit, []byte("s"), h[:], b[:])
@@ -95,47 +113,75 @@ func sessionID(ch *transport.KeycopyChannel) []byte { return ch.Exporter[ciExpor
 // runKeys are the keys of one run: k(l) = HKDF-Expand-SHA512(PRK, "keycopy/1 "
 // ‖ mode ‖ " " ‖ l, 32).
 type runKeys struct {
+	mode                         transport.KeycopyMode
 	transcript                   [sha256.Size]byte // TH: it never grows
 	confirmTarget, confirmSource []byte
-	item, receipt, close         []byte
-	commit, activated, resume    []byte
+	item, receipt                []byte
+	commit, activated, close     []byte
+	resume                       []byte // what RESUME is authenticated by
+	kek                          []byte // in mode kek, until discard
 	itemCipher                   cipher.AEAD
 	manifest                     [sha256.Size]byte // H(manifest), once known
 	txn                          transport.ID
 }
 
-// newRunKeys mixes the exporter, CPace's ISK and the security code (PRK =
-// HKDF-Extract-SHA512(TH, E ‖ ISK ‖ scp("mix"))). It wipes isk.
-func newRunKeys(mode transport.KeycopyMode, ch *transport.KeycopyChannel, isk []byte, fleet *fleetKeys, hello, ack []byte) (*runKeys, error) {
-	defer clear(isk)
-	k := &runKeys{}
+// newRunKeys mixes the exporter, x and the security code: PRK =
+// HKDF-Extract-SHA512(TH, E ‖ x ‖ scp("mix")). x is CPace's ISK, or codeKey in
+// the other modes; it is wiped. ack is HELLO_ACK or what stands for it. In mode
+// kek these are the confirm keys only, and takeKEK makes the rest.
+func newRunKeys(mode transport.KeycopyMode, ch *transport.KeycopyChannel, x []byte, fleet *fleetKeys, hello, ack []byte) (*runKeys, error) {
+	defer clear(x)
+	k := &runKeys{mode: mode}
 	h := sha256.New()
 	h.Write(hello)
 	h.Write(ack)
 	h.Sum(k.transcript[:0])
-	ikm := make([]byte, 0, transport.KeycopyExporterSize+iskSize+keySize)
-	ikm = append(append(append(ikm, ch.Exporter[:]...), isk...), fleet.mix...)
+	labels := map[string]*[]byte{"confirm t": &k.confirmTarget, "confirm s": &k.confirmSource}
+	if mode != transport.KeycopyKEK {
+		maps.Copy(labels, k.labels())
+	}
+	return k, k.derive(ch, x, fleet, labels)
+}
+
+// labels are the keys of all that comes after the verdict.
+func (k *runKeys) labels() map[string]*[]byte {
+	return map[string]*[]byte{"item": &k.item, "receipt": &k.receipt, "commit": &k.commit, "activated": &k.activated,
+		"close": &k.close, "resume": &k.resume}
+}
+
+func (k *runKeys) derive(ch *transport.KeycopyChannel, x []byte, fleet *fleetKeys, labels map[string]*[]byte) error {
+	ikm := make([]byte, 0, len(ch.Exporter)+len(x)+len(fleet.mix))
+	ikm = append(append(append(ikm, ch.Exporter[:]...), x...), fleet.mix...)
 	defer clear(ikm)
 	prk, err := hkdf.Extract(sha512.New, ikm, k.transcript[:])
 	if err != nil {
-		return nil, fmt.Errorf("derive keys: %w", err)
+		return fmt.Errorf("derive keys: %w", err)
 	}
 	defer clear(prk)
-	return k, k.expand(prk, mode, map[string]*[]byte{"confirm t": &k.confirmTarget, "confirm s": &k.confirmSource,
-		"item": &k.item, "receipt": &k.receipt, "commit": &k.commit, "activated": &k.activated, "close": &k.close, "resume": &k.resume})
+	return k.expand(prk, labels)
 }
 
-// expand derives the keys with these labels, among them item.
-func (k *runKeys) expand(prk []byte, mode transport.KeycopyMode, keys map[string]*[]byte) (err error) {
-	for label, key := range keys {
-		if *key, err = hkdf.Expand(sha512.New, prk, protocol+" "+string(mode)+" "+label, keySize); err != nil {
+// expand makes the keys of labels, and the cipher if item is among them.
+func (k *runKeys) expand(prk []byte, labels map[string]*[]byte) (err error) {
+	for label, key := range labels {
+		if *key, err = hkdf.Expand(sha512.New, prk, protocol+" "+string(k.mode)+" "+label, keySize); err != nil {
 			return fmt.Errorf("derive keys: %w", err)
 		}
 	}
-	if k.itemCipher, err = chacha20poly1305.New(k.item); err != nil {
-		return fmt.Errorf("item cipher: %w", err)
+	if k.item != nil {
+		if k.itemCipher, err = chacha20poly1305.New(k.item); err != nil {
+			return fmt.Errorf("item cipher: %w", err)
+		}
 	}
 	return nil
+}
+
+// discard destroys what opens the items, as soon as that is not needed any more
+// (req: C7): the KEK and the key that follows from it.
+func (k *runKeys) discard() {
+	clear(k.kek)
+	clear(k.item)
+	k.itemCipher = nil
 }
 
 // wipe destroys the keys. The cipher's own copy is out of reach and is left to
@@ -144,18 +190,19 @@ func (k *runKeys) wipe() {
 	if k == nil {
 		return
 	}
-	for _, key := range [][]byte{k.confirmTarget, k.confirmSource, k.item, k.receipt, k.commit, k.activated, k.close, k.resume} {
+	k.discard()
+	for _, key := range [][]byte{k.confirmTarget, k.confirmSource, k.receipt, k.commit, k.activated, k.close, k.resume} {
 		clear(key)
 	}
-	k.itemCipher = nil
 }
 
 // targetTag is Ta.
 func (k *runKeys) targetTag() transport.KeycopyTag { return tag(k.confirmTarget, k.transcript[:]) }
 
-// sourceTag is Tb: it answers Ta and covers the manifest.
-func (k *runKeys) sourceTag(target transport.KeycopyTag) transport.KeycopyTag {
-	return tag(k.confirmSource, k.transcript[:], target[:], k.manifest[:])
+// sourceTag is Tb: it answers Ta, which is zero in the modes without PROOF, and
+// covers the manifest and, in mode kek, the sealed KEK.
+func (k *runKeys) sourceTag(target transport.KeycopyTag, sealedKEK []byte) transport.KeycopyTag {
+	return tag(k.confirmSource, k.transcript[:], target[:], k.manifest[:], sealedKEK)
 }
 
 // stepTag is the MAC of RECEIPT, COMMIT, ACTIVATED or CLOSE, under the key of

@@ -69,7 +69,7 @@ func newResumedKeys(t *Transaction, ch *transport.KeycopyChannel, resume, resume
 	if err != nil {
 		return nil, err
 	}
-	k := &runKeys{txn: t.ID, manifest: manifest}
+	k := &runKeys{mode: t.Mode, txn: t.ID, manifest: manifest}
 	h := sha256.New()
 	h.Write(resume)
 	h.Write(resumed)
@@ -81,5 +81,5 @@ func newResumedKeys(t *Transaction, ch *transport.KeycopyChannel, resume, resume
 		return nil, fmt.Errorf("derive keys: %w", err)
 	}
 	defer clear(prk)
-	return k, k.expand(prk, t.Mode, map[string]*[]byte{"item": &k.item, "receipt": &k.receipt, "commit": &k.commit, "activated": &k.activated, "close": &k.close})
+	return k, k.expand(prk, map[string]*[]byte{"item": &k.item, "receipt": &k.receipt, "commit": &k.commit, "activated": &k.activated, "close": &k.close})
 }

@@ -67,7 +67,7 @@ func seededRun(t *testing.T) (ch transport.KeycopyChannel, frames []transport.Ke
 	r := newRig(t, 1)
 	r.sourceConfig.Random, r.targetConfig.Random = seeded('S'), seeded('T')
 	r.arm("12345678", "12345678")
-	ch = transport.KeycopyChannel{TargetKey: []byte("public key of the Target's certificate"), SourceKey: []byte("public key of the Source's certificate")}
+	ch = transport.KeycopyChannel{Mode: transport.KeycopyPAKE, TargetKey: []byte("public key of the Target's certificate"), SourceKey: []byte("public key of the Source's certificate")}
 	if _, err := seeded('E').Read(ch.Exporter[:]); err != nil {
 		t.Fatal(err)
 	}
@@ -251,16 +251,16 @@ func TestScheduleBindsEverything(t *testing.T) {
 			t.Fatal(err)
 		}
 		seen := map[string]bool{}
-		for _, key := range [][]byte{k.confirmTarget, k.confirmSource, k.item, k.receipt, k.close} {
+		for _, key := range [][]byte{k.confirmTarget, k.confirmSource, k.item, k.receipt, k.commit, k.activated, k.close, k.resume} {
 			seen[string(key)] = true
 		}
-		if len(seen) != 5 {
+		if len(seen) != 8 {
 			t.Error("two keys are the same")
 		}
 		return string(k.item)
 	}
 	want := keys("pake", 0, "i", "m", "hello", "ack")
-	for name, got := range map[string]string{"mode": keys("kek", 0, "i", "m", "hello", "ack"), "exporter": keys("pake", 1, "i", "m", "hello", "ack"),
+	for name, got := range map[string]string{"mode": keys("direct", 0, "i", "m", "hello", "ack"), "exporter": keys("pake", 1, "i", "m", "hello", "ack"),
 		"isk": keys("pake", 0, "j", "m", "hello", "ack"), "security code": keys("pake", 0, "i", "n", "hello", "ack"),
 		"hello": keys("pake", 0, "i", "m", "hellp", "ack"), "ack": keys("pake", 0, "i", "m", "hello", "acl")} {
 		if got == want {

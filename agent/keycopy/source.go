@@ -224,18 +224,19 @@ func (s *Source) check() error {
 	return fail(transport.KeycopyNotArmed, nil)
 }
 
-// enter gives r the place in the proof stage and CPace's password.
-func (s *Source) enter(r *sourceRun, fleet *fleetKeys) ([]byte, error) {
+// enter gives r the place in the proof stage, and lends it the code.
+func (s *Source) enter(r *sourceRun, use func(*OperatorCode)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.check(); err != nil {
-		return nil, err
+		return err
 	}
 	if s.proving != nil {
-		return nil, fail(transport.KeycopyBusy, nil)
+		return fail(transport.KeycopyBusy, nil)
 	}
 	s.proving = r
-	return fleet.password(s.code), nil
+	use(s.code)
+	return nil
 }
 
 // judge counts an attempt and only then gives the verdict on it: nil makes r

@@ -24,8 +24,8 @@ func (r *sourceRun) consumeResume(ctx context.Context, f transport.KeycopyFrame)
 		return notFound(err)
 	}
 	defer t.Resume.Wipe()
-	if t.Side != transport.KeycopySource || len(t.Resume) != keySize {
-		return fail(transport.KeycopyTxnUnknown, errors.New("nothing is left to resume"))
+	if t.Side != transport.KeycopySource || len(t.Resume) != keySize || t.Mode != r.channel.Mode {
+		return fail(transport.KeycopyTxnUnknown, errors.New("nothing is left to resume in this mode"))
 	}
 	keys, err := newResumeKeys(t.Mode, t.Resume, &r.channel)
 	if err != nil {

@@ -52,10 +52,12 @@ type sourceRun struct {
 	txn    transport.ID
 	ack    transport.KeycopyFrame
 	answer transport.KeycopyTag // Ta
-	grant  transport.KeycopyFrame
-	offer  *Offer
-	next   int          // item to send
-	deal   *Transaction // as on record, fit to be shown; nil before it is
+	// grantBody is GRANT as far as the handshake has it, grant the frame.
+	grantBody transport.KeycopyGrant
+	grant     transport.KeycopyFrame
+	offer     *Offer
+	next      int          // item to send
+	deal      *Transaction // as on record, fit to be shown; nil before it is
 
 	resumed transport.KeycopyFrame
 	then    sourceState // after RESUMED

@@ -108,10 +108,14 @@ func TestWhatIsNotSpokenIsRefused(t *testing.T) {
 		change func(*transport.KeycopyHello)
 		want   transport.KeycopyFault
 	}{
-		"version 2":   {func(h *transport.KeycopyHello) { h.Version = 2 }, transport.KeycopyVersionRefused},
-		"mode direct": {func(h *transport.KeycopyHello) { h.Mode, h.Share, h.Code = transport.KeycopyDirect, nil, []byte{1} }, transport.KeycopyModeRefused},
-		"mode kek":    {func(h *transport.KeycopyHello) { h.Mode, h.Share, h.Code = transport.KeycopyKEK, nil, []byte{1} }, transport.KeycopyModeRefused},
-		"suite 2":     {func(h *transport.KeycopyHello) { h.Suite = 2 }, transport.KeycopyModeRefused},
+		"version 2": {func(h *transport.KeycopyHello) { h.Version = 2 }, transport.KeycopyVersionRefused},
+		"mode direct": {func(h *transport.KeycopyHello) {
+			h.Mode, h.Share, h.Code = transport.KeycopyDirect, nil, make([]byte, sealedSize)
+		}, transport.KeycopyModeRefused},
+		"mode kek": {func(h *transport.KeycopyHello) {
+			h.Mode, h.Share, h.Code = transport.KeycopyKEK, nil, make([]byte, sealedSize)
+		}, transport.KeycopyModeRefused},
+		"suite 2": {func(h *transport.KeycopyHello) { h.Suite = 2 }, transport.KeycopyModeRefused},
 	} {
 		r := newRig(t, 1)
 		sc, tc := newChannels()

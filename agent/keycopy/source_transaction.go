@@ -98,6 +98,7 @@ func (r *sourceRun) consumeReceipt(ctx context.Context, f transport.KeycopyFrame
 	}
 	r.note(t)
 	r.source.received(r)
+	r.keys.discard()
 	r.state = sourceClose
 	if t.moves() {
 		r.state = sourceCommit

@@ -15,6 +15,8 @@ import (
 type TargetConfig struct {
 	End
 	Code SecurityCode
+	// Mode is the one to propose; empty is the first that this end allows.
+	Mode transport.KeycopyMode
 	// Select names the credentials wanted; empty means all. At most
 	// transport.MaxKeycopySelect.
 	Select []transport.Name

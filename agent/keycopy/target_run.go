@@ -46,7 +46,9 @@ type targetRun struct {
 
 	fleet   *fleetKeys
 	keys    *runKeys
-	pace    *cpace
+	pace    *cpace // in mode pake
+	codeKey []byte // in the others, until keys are there
+	unread  bool   // the Source has not looked at the sealed code
 	hello   transport.KeycopyFrame
 	ack     transport.KeycopyHelloAck
 	records []transport.CredentialRecord
@@ -80,7 +82,7 @@ func (r *targetRun) finished() bool { return r.state == targetClosed }
 // consume takes the peer's frame.
 func (r *targetRun) consume(ctx context.Context, f transport.KeycopyFrame) error {
 	if err := refusal(f, r.expects()); err != nil {
-		return err
+		return r.refused(ctx, err)
 	}
 	switch r.state {
 	case targetAck:
@@ -103,7 +105,7 @@ func (r *targetRun) consume(ctx context.Context, f transport.KeycopyFrame) error
 func (r *targetRun) create() (f transport.KeycopyFrame, more bool, err error) {
 	switch r.state {
 	case targetHello:
-		r.state = targetAck
+		r.state = r.sent()
 		return r.hello, false, nil
 	case targetResume:
 		r.state = targetResumed
@@ -122,15 +124,16 @@ func (r *targetRun) create() (f transport.KeycopyFrame, more bool, err error) {
 	return f, false, fail(transport.KeycopyProtocol, fmt.Errorf("nothing to send in state %s", r.state))
 }
 
-// end wipes what the run holds. The code survives only a failure before PROOF
-// was sent: afterwards the Source has judged it.
+// end wipes what the run holds. The code survives only a failure before the
+// Source has judged it.
 func (r *targetRun) end() {
 	r.fleet.wipe()
 	r.keys.wipe()
 	r.pace.wipe()
 	r.proof.wipe()
+	clear(r.codeKey)
 	WipeRecords(r.records)
-	if r.state >= targetGrant {
+	if r.state >= targetGrant && !r.unread {
 		r.target.code.Wipe()
 	}
 }

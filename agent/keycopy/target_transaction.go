@@ -147,6 +147,7 @@ func (r *targetRun) stage(ctx context.Context) error {
 		return fail(transport.KeycopyStoreFailed, fmt.Errorf("store the credentials: %w", err))
 	}
 	r.target.code.Wipe()
+	r.keys.discard()
 	r.deal = staged.shown()
 	r.state = targetReceipt
 	cfg.tell(r.event(EventInstalled, Event{Items: len(r.deal.Taken()), Refused: refused}))

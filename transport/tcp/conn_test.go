@@ -20,8 +20,8 @@ import (
 // dialTLS is a client that speaks TLS right and may then say anything.
 func dialTLS(t testing.TB, address string, cfg Config) *tls.Conn {
 	t.Helper()
-	var peer transport.Name
-	c, err := tls.Dial("tcp", address, cfg.tls(false, &peer))
+	var seen findings
+	c, err := tls.Dial("tcp", address, cfg.tls(false, &seen))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,8 +108,8 @@ func sourceTLS(t testing.TB, f *fleet) *tls.Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var peer transport.Name
-	return f.config(t, cert).tls(true, &peer)
+	var seen findings
+	return f.config(t, cert).tls(true, &seen)
 }
 
 // Whatever comes, a frame is within its limit and is what was sent.
@@ -254,8 +254,8 @@ func TestSlowPeersAreCutOff(t *testing.T) {
 				start := time.Now()
 				out := io.Writer(raw)
 				if tt.tls {
-					var peer transport.Name
-					c := tls.Client(raw, f.config(t, nil).tls(false, &peer))
+					var seen findings
+					c := tls.Client(raw, f.config(t, nil).tls(false, &seen))
 					if err := c.Handshake(); err != nil {
 						t.Fatal(err)
 					}

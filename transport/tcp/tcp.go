@@ -37,8 +37,13 @@ type Config struct {
 	// SourceKey, if set, is the KeyHash of the certificate that the Source must
 	// show to Dial; another one is ErrOtherKey.
 	SourceKey *[sha256.Size]byte
+	// Modes are those that a Source speaks, or the one that a Target asks for;
+	// none is transport.KeycopyPAKE. There is no choosing between them: a Source
+	// that does not speak a Target's is transport.KeycopyModeRefused, at both ends.
+	Modes []transport.KeycopyMode
 	// Refused, if set, is told by Serve of a peer with which TLS did not come
-	// about because of an identity: ErrForeign, or Unaccepted.
+	// about because of an identity, ErrForeign or Unaccepted, or because of
+	// its mode, transport.KeycopyModeRefused.
 	Refused func(remote string, err error)
 	Log     *slog.Logger
 }
@@ -112,7 +117,7 @@ func serveOne(ctx context.Context, s *seat, cfg Config, handle func(context.Cont
 			err = errDisplaced
 		}
 		cfg.Log.Info("key copy connection refused", "remote", s.conn.RemoteAddr().String(), "err", err)
-		if cfg.Refused != nil && (errors.Is(err, ErrForeign) || Unaccepted(err)) {
+		if cfg.Refused != nil && (errors.Is(err, ErrForeign) || errors.Is(err, transport.KeycopyModeRefused) || Unaccepted(err)) {
 			cfg.Refused(s.conn.RemoteAddr().String(), err)
 		}
 		return true, s.conn.Close
@@ -146,8 +151,8 @@ func Dial(ctx context.Context, address string, cfg Config) (*Conn, error) {
 
 // open makes a Conn of raw, which is the caller's to close if that fails.
 func open(ctx context.Context, raw net.Conn, cfg Config, server bool) (*Conn, error) {
-	var peer transport.Name
-	config := cfg.tls(server, &peer)
+	var h findings
+	config := cfg.tls(server, &h)
 	w := &wire{Conn: raw}
 	t := tls.Client(w, config)
 	if server {
@@ -155,13 +160,13 @@ func open(ctx context.Context, raw net.Conn, cfg Config, server bool) (*Conn, er
 	}
 	until := time.Now().Add(transport.KeycopySessionTimeout)
 	if err := handshake(ctx, t); err != nil {
-		return nil, err
+		return nil, h.blame(err)
 	}
 	ch, err := channel(t, cfg, server)
 	if err != nil {
 		return nil, err
 	}
-	ch.Peer = peer
+	ch.Peer, ch.Mode = h.peer, h.mode
 	return newConn(ctx, t, w, ch, until), nil
 }
 
@@ -189,6 +194,7 @@ func channel(t *tls.Conn, cfg Config, server bool) (transport.KeycopyChannel, er
 	var own, other []byte
 	if cfg.Certificate != nil {
 		own = cfg.Certificate.Leaf.RawSubjectPublicKeyInfo
+		ch.Identified = !nameless([]*x509.Certificate{cfg.Certificate.Leaf})
 	}
 	if len(state.PeerCertificates) > 0 {
 		other = state.PeerCertificates[0].RawSubjectPublicKeyInfo

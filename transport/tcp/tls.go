@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,8 +35,43 @@ func Unaccepted(err error) bool {
 	return ok && op.Op == "remote error" && strings.Contains(op.Err.Error(), "bad certificate") // RFC 8446 §6.2, 42
 }
 
-// tls is the configuration of one connection; peer gets the other end's name.
-func (cfg Config) tls(server bool, peer *transport.Name) *tls.Config {
+// findings are what a handshake finds out.
+type findings struct {
+	peer    transport.Name        // the other end's, if it showed one
+	mode    transport.KeycopyMode // agreed on
+	offered []string              // to a Source, if it speaks none of these
+}
+
+// noProtocol is the alert of a Source that does not speak our mode.
+const noProtocol = "no application protocol" // RFC 8446 §6.2, 120
+
+// blame says what a failed handshake was about if that was the mode.
+func (h *findings) blame(err error) error {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" && strings.Contains(op.Err.Error(), noProtocol) {
+		return fmt.Errorf("%w (%w)", transport.KeycopyModeRefused, err)
+	}
+	for _, m := range transport.KeycopyModes() {
+		if slices.Contains(h.offered, m.ALPN()) {
+			return fmt.Errorf("%w (the other terminal asked for mode %q, which is not enabled here)", transport.KeycopyModeRefused, m)
+		}
+	}
+	return err
+}
+
+// protocols are the names of the modes.
+func (cfg Config) protocols() (names []string) {
+	for _, m := range cfg.Modes {
+		names = append(names, m.ALPN())
+	}
+	if len(names) == 0 {
+		names = []string{transport.KeycopyPAKE.ALPN()}
+	}
+	return names
+}
+
+// tls is the configuration of one connection; h gets what it finds out.
+func (cfg Config) tls(server bool, h *findings) *tls.Config {
+	protocols := cfg.protocols()
 	c := &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		CurvePreferences:       []tls.CurveID{tls.X25519MLKEM768},
@@ -43,17 +79,23 @@ func (cfg Config) tls(server bool, peer *transport.Name) *tls.Config {
 		// Frames are whole before they are sent: small first records would only
 		// cost system calls.
 		DynamicRecordSizingDisabled: true,
-		NextProtos:                  []string{transport.KeycopyPAKE.ALPN()},
+		NextProtos:                  protocols,
 		// A terminal's certificate is for client authentication only, which
 		// Go's own check refuses in a server: VerifyConnection does it by hand.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(state tls.ConnectionState) (err error) {
-			*peer, err = cfg.check(state, !server)
+			h.peer, h.mode, err = cfg.check(state, !server)
 			return err
 		},
 	}
 	switch {
 	case server:
+		c.GetConfigForClient = func(client *tls.ClientHelloInfo) (*tls.Config, error) {
+			if !slices.ContainsFunc(client.SupportedProtos, func(p string) bool { return slices.Contains(protocols, p) }) {
+				h.offered = client.SupportedProtos
+			}
+			return nil, nil
+		}
 		c.Certificates = []tls.Certificate{*cfg.Certificate}
 		c.ClientAuth = tls.RequestClientCert
 	case cfg.Certificate != nil:
@@ -62,12 +104,19 @@ func (cfg Config) tls(server bool, peer *transport.Name) *tls.Config {
 	return c
 }
 
-// check judges what the peer showed. Go's server lets a client pass that
-// offers no protocol name, so that is checked here as well.
-func (cfg Config) check(state tls.ConnectionState, required bool) (transport.Name, error) {
-	if state.NegotiatedProtocol != transport.KeycopyPAKE.ALPN() || state.CurveID != tls.X25519MLKEM768 || state.DidResume {
-		return "", errors.New("the peer does not speak this version of the key copy")
+// check judges the mode, and what the peer showed. Go's server lets a client pass
+// that offers no protocol name, so that is checked here as well.
+func (cfg Config) check(state tls.ConnectionState, required bool) (transport.Name, transport.KeycopyMode, error) {
+	i := slices.IndexFunc(transport.KeycopyModes(), func(m transport.KeycopyMode) bool { return m.ALPN() == state.NegotiatedProtocol })
+	if i < 0 || !slices.Contains(cfg.protocols(), state.NegotiatedProtocol) || state.CurveID != tls.X25519MLKEM768 || state.DidResume {
+		return "", "", errors.New("the peer does not speak this version of the key copy")
 	}
+	name, err := cfg.identify(state, required)
+	return name, transport.KeycopyModes()[i], err
+}
+
+// identify is the peer's name, if it showed an identity; that must be good.
+func (cfg Config) identify(state tls.ConnectionState, required bool) (transport.Name, error) {
 	chain := state.PeerCertificates
 	if len(chain) == 0 {
 		if required {

@@ -131,8 +131,8 @@ func TestOtherTLSIsRefused(t *testing.T) {
 		},
 		"good": func(*tls.Config) {},
 	} {
-		var peer transport.Name
-		config := f.config(t, cert).tls(true, &peer)
+		var seen findings
+		config := f.config(t, cert).tls(true, &seen)
 		config.VerifyConnection = nil
 		change(config)
 		served := make(chan struct{}, 1)
@@ -237,8 +237,8 @@ func TestSessionsAreNotResumed(t *testing.T) {
 	address := serve(t, f.config(t, nil), echo)
 	cache := tls.NewLRUClientSessionCache(1)
 	for range 2 {
-		var peer transport.Name
-		config := f.config(t, nil).tls(false, &peer)
+		var seen findings
+		config := f.config(t, nil).tls(false, &seen)
 		config.ClientSessionCache, config.ServerName, config.SessionTicketsDisabled = cache, "source", false
 		c, err := tls.Dial("tcp", address, config)
 		if err != nil {
