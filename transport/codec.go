@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -16,7 +17,7 @@ type Raw = cbor.RawMessage
 
 var encMode, decMode = modes()
 
-func modes() (cbor.EncMode, cbor.DecMode) {
+func modes() (cbor.UserBufferEncMode, cbor.DecMode) {
 	enc, err := cbor.EncOptions{
 		Sort:          cbor.SortCoreDeterministic,
 		ShortestFloat: cbor.ShortestFloat16,
@@ -25,7 +26,7 @@ func modes() (cbor.EncMode, cbor.DecMode) {
 		IndefLength:   cbor.IndefLengthForbidden,
 		TagsMd:        cbor.TagsForbidden,
 		NilContainers: cbor.NilContainerAsEmpty,
-	}.EncMode()
+	}.UserBufferEncMode()
 	if err != nil {
 		panic(err) // the options above are constants
 	}
@@ -45,8 +46,38 @@ func modes() (cbor.EncMode, cbor.DecMode) {
 	return enc, dec
 }
 
+// Sizes of the buffers that are encoded into, in bytes: most messages fit the
+// first, and what has become larger than the second is not kept.
+const (
+	scratchSize = 8 << 10
+	scratchMax  = 128 << 10
+)
+
+// scratches are buffers full of zeros. The library's own pool would keep what
+// was encoded, secrets included.
+var scratches = sync.Pool{New: func() any { return bytes.NewBuffer(make([]byte, 0, scratchSize)) }}
+
+// encoded lends the encoding of v to use, and wipes it.
+func encoded(v any, size int, use func([]byte)) error {
+	b := scratches.Get().(*bytes.Buffer)
+	b.Grow(size)
+	err := encMode.MarshalToBuffer(v, b)
+	if err == nil {
+		use(b.Bytes())
+	}
+	clear(b.Bytes())
+	b.Reset()
+	if b.Cap() <= scratchMax {
+		scratches.Put(b)
+	}
+	return err
+}
+
 // Marshal encodes v deterministically (RFC 8949 §4.2.1).
-func Marshal(v any) ([]byte, error) { return encMode.Marshal(v) }
+func Marshal(v any) (data []byte, err error) {
+	err = encoded(v, 0, func(b []byte) { data = append(make([]byte, 0, len(b)), b...) })
+	return data, err
+}
 
 // Unmarshal decodes data into v. It refuses more than limit bytes, anything
 // after the item, unknown fields, and every encoding but the one that Marshal
@@ -58,12 +89,11 @@ func Unmarshal(data []byte, v any, limit int) error {
 	if err := decMode.Unmarshal(data, v); err != nil {
 		return fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
-	again, err := encMode.Marshal(v)
-	if err != nil {
+	same := false
+	if err := encoded(v, len(data), func(again []byte) { same = bytes.Equal(again, data) }); err != nil {
 		return fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
-	defer clear(again) // it may hold a secret; data is the caller's to wipe
-	if !bytes.Equal(again, data) {
+	if !same {
 		return fmt.Errorf("%w: not the deterministic encoding", ErrMalformed)
 	}
 	return nil
