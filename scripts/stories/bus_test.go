@@ -63,10 +63,31 @@ type noAttempts struct{}
 func (noAttempts) Count(context.Context, *keycopy.OperatorCode) error { return nil }
 func (noAttempts) Succeed(context.Context) error                      { return nil }
 
-type noJournal struct{}
+// briefly is a journal that lasts as long as the program.
+type briefly struct {
+	deal      *keycopy.Transaction
+	installed []byte
+}
 
-func (noJournal) Offered(context.Context, *keycopy.Transaction) error  { return nil }
-func (noJournal) Received(context.Context, *keycopy.Transaction) error { return nil }
+func (j *briefly) Find(_ context.Context, id transport.ID) (*keycopy.Transaction, error) {
+	if j.deal == nil || j.deal.ID != id {
+		return nil, keycopy.ErrUnknownTransaction
+	}
+	return j.deal, nil
+}
+
+func (j *briefly) Advance(_ context.Context, t *keycopy.Transaction, _ transport.KeycopyPhase) error {
+	j.deal = t
+	return nil
+}
+
+func (j *briefly) Stage(_ context.Context, t *keycopy.Transaction, rs []transport.CredentialRecord) (*keycopy.Transaction, map[transport.Name]string, error) {
+	j.installed = bytes.Clone(rs[0].Secret.Bytes)
+	staged := *t
+	staged.Phase, staged.Status = transport.KeycopyStaged, []byte{1}
+	j.deal = &staged
+	return &staged, nil, nil
+}
 
 func (c *busChip) end(device byte) keycopy.End {
 	return keycopy.End{Device: transport.DeviceID{device}, Attempts: noAttempts{}, Clock: keycopy.NewClock(), Random: rand.Reader}
@@ -91,11 +112,11 @@ func TestKeyCopyShowsNothingOnTheBus(t *testing.T) {
 		Endpoints: []string{"maps.test:8443"}, Chain: [][]byte{{1}}, Anchors: [][]byte{{1}}, Expires: time.Now().Add(time.Hour).Unix(),
 		State: transport.CredentialActive, Transfer: transport.TransferCopy, Secret: transport.CredentialSecret{Form: transport.SecretPKCS8, Bytes: bytes.Clone(key)},
 	}
-	source := keycopy.NewSource(keycopy.SourceConfig{End: old.end(1), Codes: []keycopy.SecurityCode{old.code}, Journal: noJournal{},
-		Records: func(context.Context) ([]transport.CredentialRecord, error) {
+	source := keycopy.NewSource(keycopy.SourceConfig{End: old.end(1), Codes: []keycopy.SecurityCode{old.code}, Journal: &briefly{},
+		Records: func(context.Context, *transport.KeycopyParent) ([]transport.CredentialRecord, []transport.KeycopyWithheld, error) {
 			r := record
 			r.Secret.Bytes = bytes.Clone(key)
-			return []transport.CredentialRecord{r}, nil
+			return []transport.CredentialRecord{r}, nil, nil
 		}}, code)
 	listener, err := tcp.Listen(t.Context(), "127.0.0.1:0")
 	if err != nil {
@@ -116,12 +137,8 @@ func TestKeyCopyShowsNothingOnTheBus(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var installed []byte
-	target := keycopy.NewTarget(keycopy.TargetConfig{End: fresh.end(2), Code: fresh.code,
-		Install: func(_ context.Context, _ *keycopy.Transaction, rs []transport.CredentialRecord) error {
-			installed = bytes.Clone(rs[0].Secret.Bytes)
-			return nil
-		}}, typed)
+	journal := &briefly{}
+	target := keycopy.NewTarget(keycopy.TargetConfig{End: fresh.end(2), Code: fresh.code, Journal: journal}, typed)
 	conn, err := tcp.Dial(t.Context(), wire.addr, channel)
 	if err != nil {
 		t.Fatal(err)
@@ -129,7 +146,7 @@ func TestKeyCopyShowsNothingOnTheBus(t *testing.T) {
 	if _, err := keycopy.Fetch(t.Context(), conn, target); err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(installed, key) {
+	if !bytes.Equal(journal.installed, key) {
 		t.Fatal("another key arrived")
 	}
 
