@@ -10,10 +10,8 @@ import (
 	"encoding/json"
 	"log/slog"
 	"math/big"
-	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -232,21 +230,4 @@ func TestTPMThatIsNotThere(t *testing.T) {
 	path, passphrase := b.bundle()
 	b.fails(control.Storage, "absent", passphrase+"\n", "provision", path)
 	b.fails(control.Storage, "absent", "", "credential", "list")
-}
-
-func TestReachable(t *testing.T) {
-	if got := reachable("192.0.2.1:8885"); !slices.Equal(got, []string{"192.0.2.1:8885"}) {
-		t.Errorf("%v", got)
-	}
-	for _, listen := range []string{"0.0.0.0:8885", "[::]:8885"} {
-		got := reachable(listen)
-		if len(got) == 0 || len(got) > maxAddresses {
-			t.Errorf("%s: %v", listen, got)
-		}
-		for _, a := range got {
-			if host, port, err := net.SplitHostPort(a); err != nil || port != "8885" || net.ParseIP(host).IsUnspecified() {
-				t.Errorf("%s: %s cannot be dialled", listen, a)
-			}
-		}
-	}
 }

@@ -10,7 +10,6 @@ import (
 	"golang.org/x/term"
 
 	"github.com/kagimori/kagimori/agent"
-	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/control"
 	"github.com/kagimori/kagimori/transport/control/verb"
 )
@@ -75,21 +74,4 @@ func setPIN(cmd *cobra.Command) error {
 		return err
 	}
 	return verb.Print(cmd, struct{}{}, func(w io.Writer) { fmt.Fprintln(w, "key copies ask for this PIN from now on") })
-}
-
-// askPIN asks for the PIN if this terminal has one, and seals it.
-func askPIN(cmd *cobra.Command, c *control.Client) (sealed string, err error) {
-	var s agent.Status
-	if err := c.Call(cmd.Context(), "com.kagimori.agent.Status", nil, &s); err != nil {
-		return "", err
-	}
-	if s.Keycopy == nil || !s.Keycopy.PIN {
-		return "", nil
-	}
-	var pin transport.Sensitive
-	if pin, err = verb.ReadSecret(cmd, "PIN: "); err != nil {
-		return "", err
-	}
-	defer pin.Wipe()
-	return c.Seal(cmd.Context(), agent.LabelPIN, pin)
 }

@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 )
 
 // Progress shows how long work goes on. With --json each step is one line of
@@ -27,6 +29,35 @@ func NewProgress(cmd *cobra.Command) *Progress {
 		p.json.SetEscapeHTML(false)
 	}
 	return p
+}
+
+// Live says whether a person looks at a terminal, on which a step overwrites the
+// one before: a display that counts is for it only.
+func (p *Progress) Live() bool { return p.json == nil && p.tty }
+
+// Fits says whether that many columns and lines fit a Live terminal.
+func (p *Progress) Fits(columns, lines int) bool {
+	if !p.Live() {
+		return false
+	}
+	w, h, err := term.GetSize(int(p.w.(*os.File).Fd()))
+	return err == nil && columns <= w && lines <= h
+}
+
+// Data is for programs only.
+func (p *Progress) Data(v any) error {
+	if p.json == nil {
+		return nil
+	}
+	return p.json.Encode(v)
+}
+
+// Passing is Step for one of so many that a log need not have it.
+func (p *Progress) Passing(v any, format string, args ...any) error {
+	if p.json == nil && !p.tty {
+		return nil
+	}
+	return p.Step(v, format, args...)
 }
 
 // Step shows the present step: v with --json, the text for people.

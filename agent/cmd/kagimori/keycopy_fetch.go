@@ -1,0 +1,81 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kagimori/kagimori/agent"
+	"github.com/kagimori/kagimori/agent/keycopy"
+	"github.com/kagimori/kagimori/transport/control"
+	"github.com/kagimori/kagimori/transport/control/verb"
+)
+
+// typings is how often a person is asked for a code that was mistyped.
+const typings = 5
+
+func fetchVerb() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "fetch HOST:PORT",
+		Short: "On the new terminal: copy the keys that the old one offers",
+		Long: `Asks for the operator code that the old terminal shows, and copies its
+credentials to this one. The code is read from the terminal without echo, or
+else as one line of standard input; it may be typed in groups and in full width.
+Whatever stands in the QR code of "kagimori keycopy offer --qr" may be given
+instead of HOST:PORT: then this terminal also makes sure that it is that one.
+
+When it says that you may unplug the old terminal, you may; before that, leave it
+on. If the connection breaks or the power goes after the codes matched, this
+terminal comes back to the old one by itself: no code is needed then.
+
+--copy-only takes what is copied and leaves at the old terminal what would move.
+--json prints one line of JSON for each event, for another screen: see
+docs/replace.md.
+
+It ends with exit code 0 when the keys are here, 4 when the codes do not match, 5
+when the old terminal was not reached or the copy broke off, 7 when a digit was
+mistyped (that cost nothing), 130 after Ctrl-C.`,
+		Example: "  kagimori keycopy fetch 192.0.2.7:8885\n  kagimori keycopy fetch 'kagimori-keycopy:?a=192.0.2.7:8885&k=LHDhK3oGRvkiefQnx7OOczTY5TizTWksw6Rl-AV_9gw'",
+	}
+	ids := cmd.Flags().StringArray("credential", nil, "copy only the credential with this `ID` (may be repeated)")
+	copyOnly := cmd.Flags().Bool("copy-only", false, "leave what would move at the old terminal")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if _, _, err := net.SplitHostPort(args[0]); err != nil && !keycopy.IsInvitation(args[0]) {
+			return control.Problemf(control.Usage, "give it as the old terminal shows it, for example 192.0.2.7:8885", "%q is not HOST:PORT", args[0])
+		}
+		c, err := verb.Dial(cmd)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		in := agent.FetchParams{Address: args[0], Credentials: names(*ids), CopyOnly: *copyOnly}
+		for try := 1; ; try++ {
+			err := fetch(cmd, c, in)
+			// A mistyped code costs nothing: a person may type it again.
+			if try == typings || !errors.Is(err, &control.Problem{Kind: control.BadInput}) || !verb.Asks(cmd) {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "%v\n", err)
+		}
+	}
+	return cmd
+}
+
+// fetch asks for the code and makes one attempt with it.
+func fetch(cmd *cobra.Command, c *control.Client, in agent.FetchParams) (err error) {
+	if in.Code, err = sealed(cmd, c, agent.LabelCode, "Operator code: "); err != nil {
+		return err
+	}
+	show := newDisplay(cmd)
+	defer show.end()
+	return c.Stream(cmd.Context(), "com.kagimori.agent.KeycopyFetch", in, func(raw json.RawMessage) error {
+		var ev agent.KeycopyEvent
+		if err := json.Unmarshal(raw, &ev); err != nil {
+			return err
+		}
+		return show.happened(ev)
+	})
+}
