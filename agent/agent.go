@@ -9,7 +9,10 @@
 //     session.go, command.go, credential.go, holding.go: what is said over it
 //   - revoked.go: which gates may not be talked to any more
 //   - relay.go: local ports through which unchanged programs use credentials
-//   - keycopy.go, keycopy_offer.go, keycopy_fetch.go: credentials from terminal to terminal
+//   - keycopy.go, keycopy_offer.go, keycopy_door.go, keycopy_fetch.go, keycopy_resume.go: credentials
+//     from terminal to terminal; keycopy_deal.go, keycopy_journal.go, keycopy_keys.go: what is on
+//     record of that and what it does to keys; keycopy_settle.go, keycopy_report.go: who decides when
+//     an end is gone, and what the server is told
 //   - audit.go: what happened to keys; doctor.go, lockout.go, pin.go: what is
 //     wrong, the chip's guard against guessing, and the PIN for people
 //   - status.go, control.go: what people see and ask for
@@ -152,6 +155,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		wg.Go(func() { r.run(ctx, a) })
 	}
 	wg.Go(func() { a.runKeycopy(ctx) })
+	wg.Go(func() { a.runResume(ctx, v) })
 	wg.Wait()
 	a.mu.Lock()
 	a.vault, a.problem = nil, control.Problemf(control.Unavailable, "start it again", "the daemon is stopping")

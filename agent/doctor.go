@@ -127,8 +127,9 @@ func (a *Agent) linkExamined() doctor.Link {
 
 // held tells what is under way or waits, and which certificates there are.
 func (a *Agent) held(v *vault, s *doctor.Snapshot) {
+	s.Held.Copying = a.copies.copying()
 	a.copies.mu.Lock()
-	s.Held.Offer, s.Held.Copying, s.Held.PIN = a.copies.offer != nil, a.copies.fetching, a.copies.judging
+	s.Held.Offer, s.Held.PIN = a.copies.offer != nil, a.copies.judging
 	a.copies.mu.Unlock()
 	err := v.store.View(func(tx *store.Tx) error {
 		for bucket, n := range map[string]*int{bucketOutbox: &s.Held.Results, bucketPending: &s.Held.Requested, bucketClaims: &s.Held.Unreported} {

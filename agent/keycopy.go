@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -47,14 +48,18 @@ const (
 
 // copies is what is under way.
 type copies struct {
-	once  sync.Once
-	queue chan *offering // to runKeycopy
+	once   sync.Once
+	queue  chan arming     // to runKeycopy
+	seat   chan struct{}   // full while this terminal is a Target: see begin
+	asks   chan *settleAsk // to the link
+	arming sync.Mutex      // held while an offer is made
 
-	mu       sync.Mutex
-	offer    *offering  // guarded by mu: the one that stands
-	fetching bool       // guarded by mu
-	judging  bool       // guarded by mu: key storage looks at a PIN
-	wrong    wrongCodes // of the one fetch under way, or the last
+	mu      sync.Mutex
+	offer   *offering  // guarded by mu: the one that stands
+	listen  string     // guarded by mu: where the door is open; empty: it is shut
+	shut    string     // guarded by mu: why it is, although it should not be
+	judging bool       // guarded by mu: key storage looks at a PIN
+	wrong   wrongCodes // of the one fetch under way, or the last
 	// troubles is guarded by mu: why the last attempt to go on with a transaction
 	// failed.
 	troubles map[transport.ID]string
@@ -67,9 +72,46 @@ func (c *copies) trouble(id transport.ID) string {
 	return c.troubles[id]
 }
 
-func (c *copies) armed() chan *offering {
-	c.once.Do(func() { c.queue = make(chan *offering) })
+func (c *copies) setTrouble(id transport.ID, why string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if why == "" {
+		delete(c.troubles, id)
+		return
+	}
+	if c.troubles == nil {
+		c.troubles = map[transport.ID]string{}
+	}
+	c.troubles[id] = why
+}
+
+func (c *copies) init() {
+	c.once.Do(func() { c.queue, c.seat, c.asks = make(chan arming), make(chan struct{}, 1), make(chan *settleAsk) })
+}
+
+func (c *copies) armed() chan arming {
+	c.init()
 	return c.queue
+}
+
+func (c *copies) place() chan struct{} {
+	c.init()
+	return c.seat
+}
+
+func (c *copies) settling() chan *settleAsk {
+	c.init()
+	return c.asks
+}
+
+// copying says whether this terminal is a Target just now.
+func (c *copies) copying() bool { return len(c.place()) > 0 }
+
+// standing is the offer that stands; nil if there is none.
+func (c *copies) standing() *offering {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.offer
 }
 
 // a party is what both ends of a copy need of this terminal.
@@ -84,8 +126,38 @@ type party struct {
 	invited *keycopy.Invitation
 }
 
-// party readies this terminal for a copy.
+// party readies this terminal for a new copy.
 func (a *Agent) party() (*party, error) {
+	p, err := a.endpoint()
+	if err != nil {
+		return nil, err
+	}
+	var held []heldCode
+	err = p.vault.store.View(func(tx *store.Tx) error {
+		held = heldCodes(tx, p.self)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range held {
+		p.codes = append(p.codes, keycopy.SecurityCode{
+			ID:  transport.KeycopyCodeID{Group: p.self.Group, Epoch: c.epoch},
+			MAC: func(ctx context.Context, m []byte) (*hsm.Secret, error) { return p.vault.module.MAC(ctx, c.blob, m) },
+		})
+	}
+	if len(p.codes) == 0 {
+		if p.vault.reenroll() {
+			return nil, control.Problemf(control.Conflict, "have it enrolled anew: kagimori-server terminal reenroll "+string(p.self.Terminal), "the security code was in the key storage that is gone")
+		}
+		return nil, control.Problemf(control.Conflict, "let it connect to the management server once: the code comes with enrollment", "this device has no security code yet")
+	}
+	return p, nil
+}
+
+// endpoint readies this terminal for going on with a transaction: that takes no
+// security code.
+func (a *Agent) endpoint() (*party, error) {
 	if a.cfg.Keycopy == nil {
 		return nil, control.Problemf(control.Conflict, "set enabled = [\"pake\"] in the [keycopy] section of the configuration", "key copies are switched off on this terminal")
 	}
@@ -105,26 +177,6 @@ func (a *Agent) party() (*party, error) {
 	if p.roots, err = self.roots(); err != nil {
 		return nil, err
 	}
-	var held []heldCode
-	err = v.store.View(func(tx *store.Tx) error {
-		held = heldCodes(tx, self)
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	for _, c := range held {
-		p.codes = append(p.codes, keycopy.SecurityCode{
-			ID:  transport.KeycopyCodeID{Group: self.Group, Epoch: c.epoch},
-			MAC: func(ctx context.Context, m []byte) (*hsm.Secret, error) { return v.module.MAC(ctx, c.blob, m) },
-		})
-	}
-	if len(p.codes) == 0 {
-		if v.reenroll() {
-			return nil, control.Problemf(control.Conflict, "have it enrolled anew: kagimori-server terminal reenroll "+string(self.Terminal), "the security code was in the key storage that is gone")
-		}
-		return nil, control.Problemf(control.Conflict, "let it connect to the management server once: the code comes with enrollment", "this device has no security code yet")
-	}
 	p.tcp = tcp.Config{Log: a.log, Verify: func(chain []*x509.Certificate) (transport.Name, error) {
 		return transport.VerifyTerminal(chain, p.roots, self.Deployment, a.clock.Judge(chain))
 	}}
@@ -138,6 +190,15 @@ func (a *Agent) party() (*party, error) {
 		}
 	}
 	return p, nil
+}
+
+// sameIdentity says whether two parties show the same certificate.
+func (p *party) sameIdentity(q *party) bool {
+	a, b := p.tcp.Certificate, q.tcp.Certificate
+	if a == nil || b == nil || len(a.Certificate) == 0 || len(b.Certificate) == 0 {
+		return a == b
+	}
+	return bytes.Equal(a.Certificate[0], b.Certificate[0])
 }
 
 // keycopyClock measures lifetimes by the system's clocks, which the server's

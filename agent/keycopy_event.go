@@ -33,6 +33,7 @@ type KeycopyEvent struct {
 	Remote     string              `json:"remote,omitempty"`
 	Peer       transport.Name      `json:"peer,omitempty"`        // the other terminal, if it proved a name
 	Device     *transport.DeviceID `json:"peer_device,omitempty"` // as the other end says
+	Txn        *transport.ID       `json:"txn,omitempty"`         // once the codes have matched
 	Left       *int                `json:"attempts_left,omitempty"`
 	Item       int                 `json:"item,omitempty"`
 	Items      int                 `json:"items,omitempty"`
@@ -74,7 +75,10 @@ func tell(ev keycopy.Event, r role) KeycopyEvent {
 	}
 	if t := ev.Transaction; t != nil {
 		out.Remote, out.Peer, out.Device, out.Items = t.Remote, t.Name, &t.Peer, len(t.Items)
-		out.Keys, out.Held, out.More = keysOf(t.Items, t.Taken()), heldOf(t.Withheld), int(t.More)
+		out.Keys, out.Held, out.More, out.Txn = keysOf(t.Items, t.Taken()), heldOf(t.Withheld), int(t.More), &t.ID
+	}
+	for _, e := range refusedOf(ev) {
+		out.Held = append(out.Held, e)
 	}
 	who := peerText(out.Peer, out.Device, out.Remote)
 	switch ev.Kind {
@@ -97,17 +101,52 @@ func tell(ev keycopy.Event, r role) KeycopyEvent {
 		}
 	case keycopy.EventItem:
 		out.Text = fmt.Sprintf("%d of %d: %s", ev.Item, ev.Items, ev.ID)
+	case keycopy.EventResumed:
+		out.Text = "connected again with " + who + "; the copy goes on"
 	case keycopy.EventInstalled:
-		out.Text = count(len(out.Keys), "key") + " installed here; the operator code is destroyed"
-		if r == roleSource {
-			out.Text = fmt.Sprintf("%s has installed %s; the operator code is destroyed", who, count(len(out.Keys), "key"))
-		}
+		out.Text = installed(ev.Transaction, r, who)
+	case keycopy.EventActive:
+		out.Text = fmt.Sprintf("%s moved here and in use; you may unplug the old terminal now", count(len(ev.Transaction.Moving()), "key"))
 	case keycopy.EventClosed:
 		out.Text = "done: both terminals have destroyed the operator code"
+	case keycopy.EventInterrupted:
+		out.Text = fmt.Sprintf("the connection to %s broke (%v); leave both terminals on: the new one comes back by itself", who, ev.Err)
 	case keycopy.EventAborted:
 		out.Text = fmt.Sprintf("the copy to %s broke off: %v", who, ev.Err)
+	case keycopy.EventEnded:
+		out.Text = "the copy was ended at the old terminal; " + outcome(ev.Transaction)
+	case keycopy.EventConflict:
+		out.Text = fmt.Sprintf("both terminals use %s that moved: somebody took the other one for gone; take one out of service, or have them issued anew", count(len(ev.Transaction.Moving()), "key"))
 	}
 	return out
+}
+
+// installed says what the receipt means.
+func installed(t *keycopy.Transaction, r role, who string) string {
+	const code = "the operator code is destroyed"
+	keys, moving := count(len(t.Taken()), "key"), len(t.Moving())
+	switch {
+	case r == roleSource && moving > 0:
+		return fmt.Sprintf("%s has %s; %s", who, keys, code)
+	case r == roleSource:
+		return fmt.Sprintf("%s has installed %s; %s", who, keys, code)
+	case moving > 0:
+		return fmt.Sprintf("%s here, %d not in use until the old terminal has given %s up; %s", keys, moving, them(moving), code)
+	}
+	return fmt.Sprintf("%s installed here; %s", keys, code)
+}
+
+// refusedOf lists what the new terminal did not take, in the order of the items.
+func refusedOf(ev keycopy.Event) (list []KeycopyHeld) {
+	if ev.Transaction == nil {
+		return nil
+	}
+	for _, e := range ev.Transaction.Items {
+		if why := ev.Refused[e.ID]; why != "" {
+			list = append(list, KeycopyHeld{ID: e.ID, Reason: why})
+		}
+	}
+	return list
 }
 
 // turnedForeign is for a terminal that TLS turned away for its identity, or that

@@ -55,7 +55,11 @@ func (a *Agent) fetchFailed(address string, t *keycopy.Transaction, err error) e
 			next = "wait a moment, then try again with the same code"
 		}
 	}
-	if t != nil {
+	switch {
+	case t != nil && t.Phase.Open():
+		text, next := inWords(&dealRecord{Deal: *t}, a.cfg.Program)
+		return control.Problemf(control.Unavailable, next, "the connection to %s broke, and the copy goes on by itself when the two see each other; the operator code is not needed any more: %s (%w)", address, text, err)
+	case t != nil:
 		return control.Problemf(kind, next, "the copy from %s broke off after the codes matched; nothing was installed here: %w", address, err)
 	}
 	return control.Problemf(kind, next, "copy from %s: %w", address, err)

@@ -38,7 +38,7 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 	if err := checkFetch(address, selected); err != nil {
 		return nil, err
 	}
-	if !a.copies.begin() {
+	if !a.copies.begin(ctx, beginTime) {
 		return nil, control.Problemf(control.Conflict, "wait until it is done", "another copy to this terminal is under way")
 	}
 	defer a.copies.end()
@@ -51,22 +51,22 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 		code.Wipe()
 		return nil, a.fetchFailed(address, nil, err)
 	}
-	var granted atomic.Bool
 	defer code.Wipe()
-	cfg := keycopy.TargetConfig{
-		End: keycopy.End{
-			Device: p.vault.device, Attempts: counter, Clock: p.clock, Random: rand.Reader,
-			Progress: func(ev keycopy.Event) {
-				if ev.Kind == keycopy.EventGranted {
-					granted.Store(true)
-				}
-				if worthTelling(ev) {
-					report(tell(ev, roleTarget))
-				}
-			},
-		},
-		Select: selected, Identity: p.identity(),
-		Want: transport.TransferCopy, Journal: stager{journal{p.vault}, p},
+	if err := a.settleFirst(ctx, p, report); err != nil {
+		return nil, err
+	}
+	var granted atomic.Bool
+	cfg := p.targetConfig("", func(ev keycopy.Event) {
+		if ev.Kind == keycopy.EventGranted {
+			granted.Store(true)
+		}
+		if worthTelling(ev) {
+			report(tell(ev, roleTarget))
+		}
+	})
+	cfg.Attempts, cfg.Select = counter, selected
+	if order.copyOnly {
+		cfg.Want = transport.TransferCopy
 	}
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -77,11 +77,14 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 	})()
 	t, err := p.copyFrom(running, address, cfg, code)
 	err = p.vault.wrongCode(address, err)
+	if open := errors.Is(err, keycopy.ErrNotClosed) || errors.Is(err, keycopy.ErrInterrupted); open {
+		t, err = a.persist(ctx, p, t, err, report)
+	}
 	if err != nil && !errors.Is(err, keycopy.ErrNotClosed) {
 		return nil, a.fetchFailed(address, t, err)
 	}
 	a.copies.wrong = wrongCodes{}
-	return a.fetched(p, t, err), nil
+	return a.fetched(p, t, err)
 }
 
 // copyFrom runs a copy under the newest security code that both ends hold. Only
@@ -127,19 +130,37 @@ func checkFetch(address string, selected []transport.Name) error {
 	return nil
 }
 
-func (c *copies) begin() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	began := !c.fetching
-	c.fetching = true
-	return began
+// targetConfig is what this terminal takes part with as the new one. remote, if
+// set, is where the other end is now.
+func (p *party) targetConfig(remote string, progress func(keycopy.Event)) keycopy.TargetConfig {
+	return keycopy.TargetConfig{
+		End:      keycopy.End{Device: p.vault.device, Clock: p.clock, Random: rand.Reader, Progress: progress},
+		Identity: p.identity(), Journal: stager{journal{vault: p.vault, remote: remote}, p},
+	}
 }
 
-func (c *copies) end() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.fetching = false
+// beginTime is how long a fetch waits for an automatic attempt that is under way.
+const beginTime = 15 * time.Second
+
+// begin takes the one place of this terminal as a Target, if it is free in time.
+func (c *copies) begin(ctx context.Context, wait time.Duration) bool {
+	limit := time.NewTimer(wait)
+	defer limit.Stop()
+	select {
+	case c.place() <- struct{}{}:
+		return true
+	default:
+	}
+	select {
+	case c.place() <- struct{}{}:
+		return true
+	case <-limit.C:
+	case <-ctx.Done():
+	}
+	return false
 }
+
+func (c *copies) end() { <-c.place() }
 
 // identity signs the receipt, if the certificate is shown at all.
 func (p *party) identity() crypto.Signer {
@@ -149,13 +170,29 @@ func (p *party) identity() crypto.Signer {
 	return p.vault.identity
 }
 
-// fetched says what has come, and what to do next.
-func (a *Agent) fetched(p *party, t *keycopy.Transaction, notClosed error) *KeycopyEvent {
-	ev := tell(keycopy.Event{Kind: keycopy.EventClosed, Transaction: t}, roleTarget)
+// unconfirmed is for keys that are in use here while the old terminal has not
+// said that it knows. What moved is disabled there by then.
+func unconfirmed(t *keycopy.Transaction) string {
 	who := peerText(t.Name, &t.Peer, t.Remote)
-	ev.Text = fmt.Sprintf("done: %s here; %s still holds %s, and may be unplugged now", count(len(ev.Keys), "key"), who, them(len(ev.Keys)))
-	if notClosed != nil {
-		ev.Step, ev.Text = string(keycopy.EventInstalled), fmt.Sprintf("%s here; %s did not confirm that it knows: leave it on and look at its status", count(len(ev.Keys), "key"), who)
+	if n := len(t.Moving()); n > 0 {
+		return fmt.Sprintf("done: %s moved here and in use; %s has disabled %s and, left on, destroys %s as soon as it hears of it; you may unplug the old terminal now",
+			count(n, "key"), who, them(n), them(n))
+	}
+	return fmt.Sprintf("%s here; %s did not confirm that it knows: leave it on, this terminal comes back to it by itself", count(len(t.Taken()), "key"), who)
+}
+
+// fetched says what has come, and what to do next.
+func (a *Agent) fetched(p *party, t *keycopy.Transaction, notClosed error) (*KeycopyEvent, error) {
+	ev := tell(keycopy.Event{Kind: keycopy.EventClosed, Transaction: t}, roleTarget)
+	switch {
+	case notClosed != nil:
+		ev.Step, ev.Text = string(keycopy.EventInstalled), unconfirmed(t)
+	case t.Phase == transport.KeycopyDropped:
+		return nil, control.Problemf(control.Unavailable, newCode, "the old terminal has ended this copy: %s", outcome(t))
+	case t.Phase == transport.KeycopyUnreceipted:
+		ev.Step, ev.Text = string(keycopy.EventEnded), outcome(t)
+	default:
+		ev.Text = "done: " + outcome(t) + "; you may unplug the old terminal now"
 	}
 	ev.Next = "add a [[relay]] for the service to the configuration, so that local programs can use the key"
 	for _, r := range a.relays {
@@ -168,7 +205,7 @@ func (a *Agent) fetched(p *party, t *keycopy.Transaction, notClosed error) *Keyc
 	if p.self.spare() {
 		ev.Next += "; the server learns of it once this device is a named terminal (provision its terminal bundle)"
 	}
-	return &ev
+	return &ev, nil
 }
 
 // check refuses a record that this terminal could not use, or that is not what

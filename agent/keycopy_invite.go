@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"net"
 	"net/netip"
 
 	"github.com/kagimori/kagimori/agent/keycopy"
@@ -25,9 +26,9 @@ func (p *party) show() (err error) {
 }
 
 // invite fills in where the offer waits.
-func (o *offering) invite() {
+func (o *offering) invite(at net.Addr) {
 	ev := &o.chosen
-	ev.Listen = o.listener.Addr().String()
+	ev.Listen = at.String()
 	i := keycopy.Invitation{Addresses: mdns.Reachable(ev.Listen), Key: tcp.KeyHash(o.party.tcp.Certificate.Leaf)}
 	if len(i.Addresses) == 0 {
 		return // no network yet: it may come while the offer stands

@@ -21,7 +21,12 @@ import (
 // nothing said to the other end, while one is unfinished.
 
 // journal keeps the transactions of this terminal.
-type journal struct{ vault *vault }
+type journal struct {
+	vault *vault
+	// remote, if set, is where the other end was found now; note says in the audit
+	// log why a step is made that no message of the other end has brought.
+	remote, note string
+}
 
 var _ keycopy.Journal = journal{}
 
@@ -68,21 +73,25 @@ func (j journal) step(tx *store.Tx, t *keycopy.Transaction, was transport.Keycop
 	if err != nil {
 		return err
 	}
-	forgets := was == t.Phase // only the resume key goes
-	steady := j.vault.clock.Steady().Unix()
+	clash := t.Conflict && !d.Deal.Conflict
 	d.Deal = *t
-	if !forgets {
+	if j.remote != "" {
+		d.Deal.Remote = j.remote
+	}
+	if was != t.Phase { // else only the resume key goes, or it is known that both use the keys
 		d.Changed = j.vault.clock.Stamp()
 		if d.Ended = 0; !t.Phase.Open() {
-			d.Ended = steady
+			d.Ended = j.vault.clock.Steady().Unix()
 		}
 		if refused != nil {
 			d.Refused = refused
 		}
-		if err := errors.Join(j.keys(tx, d), j.others(tx, t)); err != nil {
+		if err := errors.Join(j.keys(tx, d), j.others(tx, t), reportLater(tx, t), j.log(tx, d)); err != nil {
 			return err
 		}
-		if err := errors.Join(reportLater(tx, t), j.log(tx, d)); err != nil {
+	}
+	if clash {
+		if err := j.vault.audit(tx, audit.CopyConflict, peerText(t.Name, &t.Peer, t.Remote), "%s: %s", short(t.ID), listed(t.Moving())); err != nil {
 			return err
 		}
 	}
@@ -142,7 +151,7 @@ func (j journal) others(tx *store.Tx, t *keycopy.Transaction) error {
 		return err
 	}
 	for i := range earlier {
-		err = errors.Join(err, j.step(tx, &earlier[i], t.Phase, nil))
+		err = errors.Join(err, journal{vault: j.vault, note: "another took its place"}.step(tx, &earlier[i], t.Phase, nil))
 		earlier[i].Resume.Wipe()
 	}
 	return err
@@ -180,7 +189,11 @@ func (j journal) log(tx *store.Tx, d *dealRecord) error {
 	default: // STARTED: nothing has come yet
 		return nil
 	}
-	return j.vault.audit(tx, kind, peerText(t.Name, &t.Peer, t.Remote), "%s: %s", short(t.ID), listed(ids))
+	detail := short(t.ID)
+	if j.note != "" {
+		detail += ", " + j.note
+	}
+	return j.vault.audit(tx, kind, peerText(t.Name, &t.Peer, t.Remote), "%s: %s", detail, listed(ids))
 }
 
 func offeredIDs(t *keycopy.Transaction) []transport.Name {

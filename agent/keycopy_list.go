@@ -162,6 +162,12 @@ func inWords(d *dealRecord, program string) (text, next string) {
 	return t.Phase.String(), ""
 }
 
+// outcome says what has come of a transaction.
+func outcome(t *keycopy.Transaction) string {
+	text, _ := inWords(&dealRecord{Deal: *t}, "")
+	return text
+}
+
 // copiedToo is for a transaction that copies some keys and moves others.
 func copiedToo(n dealCounts, format string) string {
 	if n.Taken == n.Moved {

@@ -3,19 +3,18 @@ package agent
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"math"
 	"net"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/keycopy"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/control"
-	"github.com/kagimori/kagimori/transport/tcp"
 )
 
 // The old terminal's end (req: C2, C5, C9). An offer belongs to the daemon, not
@@ -29,118 +28,137 @@ const offerEvents = 256
 type offering struct {
 	party    *party
 	source   *keycopy.Source
-	listener net.Listener
+	operator *keycopy.OperatorCode
 	chosen   KeycopyEvent // what would be copied
 	events   chan KeycopyEvent
 	done     chan struct{}   // closed when it has ended
 	outcome  keycopy.Outcome // set before done is closed
-}
 
-// runKeycopy runs the offers, one after the other, until ctx ends.
-func (a *Agent) runKeycopy(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case o := <-a.copies.armed():
-			o.run(ctx, a)
-		}
-	}
-}
-
-// run serves an offer until it has ended.
-func (o *offering) run(ctx context.Context, a *Agent) {
-	serving, stop := context.WithCancel(ctx)
-	defer stop()
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		cfg := o.party.tcp
-		cfg.Refused = func(remote string, err error) { o.tell(turnedForeign(remote, err)) }
-		err := tcp.Serve(serving, o.listener, cfg, func(ctx context.Context, c *tcp.Conn) error {
-			return o.party.vault.wrongCode(c.Channel().Remote, keycopy.Serve(ctx, c, o.source))
-		})
-		if err != nil {
-			a.log.Error("key copy listener failed", "err", err)
-			o.source.Disarm()
-		}
-	})
-	o.outcome = o.source.Watch(ctx)
-	stop()
-	wg.Wait()
-	a.copies.mu.Lock()
-	a.copies.offer = nil
-	a.copies.mu.Unlock()
-	a.log.Info("key copy offer ended", "reason", string(o.outcome.Reason))
-	close(o.done)
+	mu     sync.Mutex
+	txn    transport.ID  // guarded by mu: the transaction that the code has opened
+	served int           // guarded by mu: connections that it serves
+	idle   chan struct{} // guarded by mu: closed when there is none; nil while there are
 }
 
 // arm makes an operator code, or takes the operator's own, and opens the door.
 // The code is the caller's to show and wipe; it is nil if the operator knows it.
 func (a *Agent) arm(ctx context.Context, order armOrder) (o *offering, code []byte, err error) {
 	defer order.typed.Wipe()
-	selected := order.selected
 	p, err := a.party()
 	if err != nil {
 		return nil, nil, err
 	}
-	a.copies.mu.Lock()
-	defer a.copies.mu.Unlock()
-	if a.copies.offer != nil {
+	a.copies.arming.Lock()
+	defer a.copies.arming.Unlock()
+	if a.copies.standing() != nil {
 		return nil, nil, control.Problemf(control.Conflict, "use the code that was shown, or destroy it first: "+a.cfg.Program+" keycopy disarm", "an offer stands already")
 	}
 	o = &offering{party: p, events: make(chan KeycopyEvent, offerEvents), done: make(chan struct{})}
-	if err := o.choose(selected); err != nil {
+	if err := o.choose(order); err != nil {
 		return nil, nil, err
 	}
 	if err := p.answers(ctx); err != nil {
 		return nil, nil, err
 	}
-	if o.listener, err = tcp.Listen(ctx, a.cfg.Keycopy.Listen); err != nil {
-		return nil, nil, control.Problemf(control.Unavailable, "choose another address for listen in the [keycopy] section, or stop what uses it", "%w", err)
-	}
 	if err := p.show(); err != nil {
-		o.listener.Close()
 		return nil, nil, err
 	}
-	operator, err := a.operatorCode(ctx, p, order)
-	if err != nil {
-		o.listener.Close()
+	if o.operator, err = a.operatorCode(ctx, p, order); err != nil {
 		return nil, nil, err
 	}
-	if err := p.vault.logged(audit.CopyOffered, o.listener.Addr(), "%s", offered(o.chosen.Keys)); err != nil {
-		operator.Wipe()
-		o.listener.Close()
-		return nil, nil, err
+	if o.chosen.CodeKind = o.operator.Kind(); o.chosen.CodeKind == keycopy.CodeGenerated {
+		code = o.operator.Grouped()
 	}
-	if o.chosen.CodeKind = operator.Kind(); o.chosen.CodeKind == keycopy.CodeGenerated {
-		code = operator.Grouped()
-	}
-	o.chosen.Seconds = int(math.Ceil(operator.Remaining(p.clock()).Seconds()))
-	o.invite()
 	if a.link.get(a.clock).State == LinkRefused {
 		o.chosen.Warning = "the management server does not accept this terminal any more (was it removed?): gates may refuse the keys that are copied"
 	}
-	o.source = keycopy.NewSource(keycopy.SourceConfig{
-		End: keycopy.End{
-			Device: p.vault.device, Attempts: attempts{vault: p.vault, role: roleSource, now: a.clock.Steady}, Clock: p.clock, Random: rand.Reader,
-			Progress: func(ev keycopy.Event) { o.progress(ev) },
-		},
-		Codes: p.codes,
-		Records: func(context.Context, *transport.KeycopyParent) ([]transport.CredentialRecord, []transport.KeycopyWithheld, error) {
-			records, err := p.vault.records(selected)
-			return records, nil, err
-		},
-		Journal: journal{p.vault},
-	}, operator)
-	select {
-	case a.copies.armed() <- o:
-		a.copies.offer = o
-		a.log.Info("key copy offered", "listen", o.chosen.Listen, "keys", len(o.chosen.Keys))
-		return o, code, nil
-	case <-ctx.Done():
+	o.source = keycopy.NewSource(a.sourceConfig(p, order, o.progress), o.operator)
+	if err := a.stand(ctx, o); err != nil {
 		o.source.Disarm()
 		clear(code)
-		return nil, nil, errors.Join(ctx.Err(), o.listener.Close())
+		return nil, nil, err
+	}
+	a.log.Info("key copy offered", "listen", o.chosen.Listen, "keys", len(o.chosen.Keys))
+	return o, code, nil
+}
+
+// stand hands an offer to the door.
+func (a *Agent) stand(ctx context.Context, o *offering) error {
+	r := arming{o, make(chan error, 1)}
+	select {
+	case a.copies.armed() <- r:
+		return <-r.reply
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// opened is called when the door is open, before anybody is let in.
+func (o *offering) opened(at net.Addr) error {
+	if err := o.party.vault.logged(audit.CopyOffered, at, "%s", offered(o.chosen.Keys)); err != nil {
+		return err
+	}
+	o.chosen.Seconds = int(math.Ceil(o.operator.Remaining(o.party.clock()).Seconds()))
+	o.invite(at)
+	return nil
+}
+
+// sourceConfig is what this terminal gives to whoever may have it.
+func (a *Agent) sourceConfig(p *party, order armOrder, progress func(keycopy.Event)) keycopy.SourceConfig {
+	return keycopy.SourceConfig{
+		End: keycopy.End{
+			Device: p.vault.device, Attempts: attempts{vault: p.vault, role: roleSource, now: a.clock.Steady}, Clock: p.clock, Random: rand.Reader,
+			Progress: progress,
+		},
+		Codes: p.codes, Move: order.move, Journal: journal{vault: p.vault},
+		Records: func(context.Context, *transport.KeycopyParent) ([]transport.CredentialRecord, []transport.KeycopyWithheld, error) {
+			return p.vault.records(order.selected)
+		},
+	}
+}
+
+// opensTransaction says whether id is the transaction of this offer's code.
+func (o *offering) opensTransaction(id transport.ID) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.txn == id
+}
+
+// enter counts a connection that this offer serves.
+func (o *offering) enter() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.served++
+}
+
+func (o *offering) leave() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.served--; o.served == 0 && o.idle != nil {
+		close(o.idle)
+		o.idle = nil
+	}
+}
+
+// farewell waits, for a moment, for the connections of an offer that has ended:
+// the new terminal may be about to say that it knows.
+func (o *offering) farewell() {
+	if o.outcome.Reason != keycopy.EndDelivered {
+		return
+	}
+	o.mu.Lock()
+	var idle chan struct{}
+	if o.served > 0 {
+		idle = make(chan struct{})
+		o.idle = idle
+	}
+	o.mu.Unlock()
+	if idle == nil {
+		return
+	}
+	select {
+	case <-idle:
+	case <-time.After(farewellTime):
 	}
 }
 
@@ -175,9 +193,9 @@ func (a *Agent) backdated(now keycopy.Instant) keycopy.Instant {
 }
 
 // choose finds out what would be copied, and refuses to arm for nothing.
-func (o *offering) choose(selected []transport.Name) error {
+func (o *offering) choose(order armOrder) error {
 	p := o.party
-	for _, id := range selected {
+	for _, id := range order.selected {
 		if _, err := transport.ParseName(string(id)); err != nil {
 			return control.Problemf(control.BadInput, "list them with `credential list`", "%w", err)
 		}
@@ -192,12 +210,12 @@ func (o *offering) choose(selected []transport.Name) error {
 	if err != nil {
 		return err
 	}
-	records, err := p.vault.records(nil)
+	records, away, err := p.vault.records(nil)
 	if err != nil {
 		return err
 	}
 	defer keycopy.WipeRecords(records)
-	offer, err := keycopy.Choose(records, keycopy.Choice{Select: selected, Want: transport.TransferCopy, Now: p.clock().Date})
+	offer, err := keycopy.Choose(records, keycopy.Choice{Select: order.selected, Want: transport.TransferMove, Move: order.move, Now: p.clock().Date, Withheld: away})
 	if err != nil {
 		return err
 	}
@@ -224,6 +242,11 @@ func (o *offering) choose(selected []transport.Name) error {
 
 // progress is called by the protocol; it must not block.
 func (o *offering) progress(ev keycopy.Event) {
+	if ev.Kind == keycopy.EventGranted && ev.Transaction != nil {
+		o.mu.Lock()
+		o.txn = ev.Transaction.ID
+		o.mu.Unlock()
+	}
 	if ev.Kind == keycopy.EventClosed {
 		return // result says that
 	}
@@ -244,19 +267,61 @@ func (o *offering) result() (KeycopyEvent, error) {
 	t := o.outcome.Transaction
 	switch o.outcome.Reason {
 	case keycopy.EndDelivered:
-		ev := tell(keycopy.Event{Kind: keycopy.EventClosed, Transaction: t}, roleSource)
-		ev.Text = fmt.Sprintf("done: %s on %s; this terminal still holds %s, and may be unplugged", count(len(ev.Keys), "key"), peerText(t.Name, &t.Peer, t.Remote), them(len(ev.Keys)))
-		ev.Next = "the new terminal is ready; a further copy needs a new code"
-		return ev, nil
+		return o.delivered(t)
+	case keycopy.EndPending:
+		return KeycopyEvent{}, goesOnAlone(t)
 	case keycopy.EndExpired:
 		return KeycopyEvent{}, control.Problemf(control.Unavailable, "run it again when the new terminal is at hand", "nobody came in time; the operator code is destroyed, nothing was copied")
 	case keycopy.EndKilled:
 		return KeycopyEvent{}, control.Problemf(control.Refused, "make sure that the right terminal asks, then run it again for a new code", "wrong operator codes were typed %d times; the code is destroyed, nothing was copied", keycopy.CodeAttempts)
 	case keycopy.EndDisarmed:
+		if t != nil && t.Phase.Open() {
+			return KeycopyEvent{}, goesOnAlone(t)
+		}
 		return KeycopyEvent{}, control.Problemf(control.Interrupted, "run it again for a new code", "the offer was called off; the operator code is destroyed")
 	}
-	return KeycopyEvent{}, control.Problemf(control.Unavailable, "look at the new terminal: `"+"kagimori credential list` there says whether the keys arrived; if not, run it again for a new code",
-		"the copy broke off after the codes matched; the operator code is destroyed, and this terminal still holds its keys")
+	return KeycopyEvent{}, control.Problemf(control.Unavailable, "run it again for a new code; what the new terminal says tells why",
+		"the copy ended after the codes matched; the operator code is destroyed, and this terminal still holds its keys")
+}
+
+// delivered is an offer whose receipt has come. The old terminal may be unplugged
+// once nothing depends on it any more: when the new one knows that a copy is over,
+// or when what moved is destroyed here, which the new one uses by then.
+func (o *offering) delivered(t *keycopy.Transaction) (KeycopyEvent, error) {
+	if t.Phase.Open() {
+		return KeycopyEvent{}, goesOnAlone(t)
+	}
+	ev := tell(keycopy.Event{Kind: keycopy.EventClosed, Transaction: t}, roleSource)
+	ev.Text = "done: " + outcome(t)
+	ev.Next = "the new terminal is ready; a further copy needs a new code"
+	open, err := o.party.vault.asked(t.ID)
+	switch {
+	case err != nil:
+		return KeycopyEvent{}, err
+	case len(t.Moving()) > 0 || !open:
+		ev.Text += "; you may unplug the old terminal now"
+	default:
+		ev.Text += "; the new terminal has not said that it knows"
+		ev.Next = "leave this terminal on until the new one says that it is done: it comes back by itself"
+	}
+	return ev, nil
+}
+
+// goesOnAlone is an offer that is over while its transaction is not.
+func goesOnAlone(t *keycopy.Transaction) error {
+	text, next := inWords(&dealRecord{Deal: *t}, "kagimori")
+	return control.Problemf(control.Unavailable, next, "the connection to the new terminal broke; the operator code is destroyed and not needed any more: %s", text)
+}
+
+// asked says whether the other end may still ask for a transaction.
+func (v *vault) asked(id transport.ID) (open bool, err error) {
+	err = v.store.View(func(tx *store.Tx) error {
+		d, err := openDeal(tx, id)
+		defer d.wipe()
+		open = d != nil
+		return err
+	})
+	return open, err
 }
 
 func them(n int) string {
@@ -266,15 +331,16 @@ func them(n int) string {
 	return "them"
 }
 
-// disarm destroys the operator code in force. It says whether there was one.
+// disarm destroys the operator code in force, and ends what it has opened, if
+// nothing was confirmed yet. It says whether there was one.
 func (a *Agent) disarm() bool {
-	a.copies.mu.Lock()
-	o := a.copies.offer
-	a.copies.mu.Unlock()
+	o := a.copies.standing()
 	if o == nil {
 		return false
 	}
-	o.source.Disarm()
+	if err := o.source.CallOff(context.Background()); err != nil {
+		a.log.Error("the operator code is destroyed, but its key copy is not ended", "err", err)
+	}
 	<-o.done
 	return true
 }
@@ -298,9 +364,10 @@ func (a *Agent) unlock() error {
 	return nil
 }
 
-// records gives copies of this terminal's credentials, those selected or all.
-// The caller wipes them.
-func (v *vault) records(selected []transport.Name) (list []transport.CredentialRecord, err error) {
+// records gives copies of this terminal's credentials, those selected or all, and
+// says of those that it may not use itself why it does not give them. The caller
+// wipes them.
+func (v *vault) records(selected []transport.Name) (list []transport.CredentialRecord, withheld []transport.KeycopyWithheld, err error) {
 	err = v.store.View(func(tx *store.Tx) error {
 		return tx.Each(bucketCredentials, func(key string, decode func(any) error) error {
 			if len(selected) > 0 && !slices.Contains(selected, transport.Name(key)) {
@@ -310,13 +377,18 @@ func (v *vault) records(selected []transport.Name) (list []transport.CredentialR
 			if err := decode(&h); err != nil {
 				return err
 			}
+			if h.Away != nil {
+				h.wipe()
+				withheld = append(withheld, transport.KeycopyWithheld{ID: h.Record.ID, Reason: transport.KeycopyMoving})
+				return nil
+			}
 			list = append(list, h.Record)
 			return nil
 		})
 	})
 	if err != nil {
 		keycopy.WipeRecords(list)
-		return nil, fmt.Errorf("read credentials: %w", err)
+		return nil, nil, fmt.Errorf("read credentials: %w", err)
 	}
-	return list, nil
+	return list, withheld, nil
 }

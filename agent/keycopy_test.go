@@ -286,7 +286,7 @@ func TestInstallChecksWhatItGets(t *testing.T) {
 
 // install takes records as if they had come in a copy.
 func (p *party) install(ctx context.Context, t *keycopy.Transaction, records []transport.CredentialRecord) error {
-	s := stager{journal{p.vault}, p}
+	s := stager{journal{vault: p.vault}, p}
 	started := *t
 	started.Side, started.Phase, started.Resume = transport.KeycopyTarget, transport.KeycopyStarted, make(transport.Sensitive, 32)
 	if err := s.Advance(ctx, &started, 0); err != nil {

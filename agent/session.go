@@ -52,6 +52,7 @@ type question struct {
 	result   bool
 	poll     bool
 	report   *transport.ID // of a KeycopyReport
+	settle   *settleAsk    // of a KeycopySettle
 	state    bool          // of a TerminalState
 	recovery string        // the store that is set aside, of a RecoveryRequest or RecoveryTaken
 }
@@ -112,6 +113,8 @@ func (s *session) hear(ctx context.Context, env *transport.Envelope) error {
 		return heard(env, s.claimTaken)
 	case (*transport.KeycopyReported)(nil).Type():
 		return heard(env, s.reported)
+	case (*transport.KeycopySettled)(nil).Type():
+		return heard(env, func(m *transport.KeycopySettled) error { return s.settled(env, m) })
 	case (*transport.TerminalNoted)(nil).Type():
 		return heard(env, s.noted)
 	case (*transport.RecoveryState)(nil).Type():
@@ -237,6 +240,9 @@ func (s *session) fault(env *transport.Envelope, f *transport.Fault) error {
 		return f
 	case q.report != nil:
 		return s.reportRefused(*q.report, f)
+	case q.settle != nil:
+		q.settle.refused(f)
+		return nil
 	case q.recovery != "":
 		return s.recoveryRefused(q.recovery, f)
 	case q.claim != "":

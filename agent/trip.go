@@ -269,6 +269,9 @@ func (t *trip) event(ctx context.Context, conn *mqtt.Conn, s *session, poll *pol
 			poll.fired()
 			out, err = s.again()
 			return out, false, err
+		case ask := <-t.copies.settling():
+			out, err = s.settle(ask)
+			return out, false, err
 		case <-t.changed:
 			if t.rebundled() {
 				return nil, true, nil // enroll anew, perhaps elsewhere

@@ -77,6 +77,7 @@ const (
 	CopyReclaimed   Kind = "copy-reclaimed"   // an administrator took back what moved
 	CopyAbandoned   Kind = "copy-abandoned"   // it ended without a receipt, nothing has changed here
 	CopyDropped     Kind = "copy-dropped"     // it ended, what was staged is destroyed
+	CopyConflict    Kind = "copy-conflict"    // both ends use what moved: an administrator was wrong about one
 	CopyFailed      Kind = "copy-failed"      // a wrong code, counted
 	CopyLocked      Kind = "copy-locked"      // too many of them
 	CopyUnlocked    Kind = "copy-unlocked"    // an administrator forgave them
@@ -103,7 +104,7 @@ func Kinds() []Kind {
 	return []Kind{
 		Started, Provisioned, Enrolled, Installed, Enabled, Invalidated, Erased, CopyOffered,
 		CopyGiven, CopyDelivered, CopyReceived, CopyCommitted, CopyActivated, CopyDone, CopyReclaimed,
-		CopyAbandoned, CopyDropped, CopyFailed, CopyLocked, CopyUnlocked, Recovered, RecoverySet,
+		CopyAbandoned, CopyDropped, CopyConflict, CopyFailed, CopyLocked, CopyUnlocked, Recovered, RecoverySet,
 		FellBack, OlderAccepted, PINSet, PINCleared, PINWrong, Passphrase, BootPrepared, BootConfirmed,
 		LockoutSet, LockoutReset, SelfRevoked, SecurityCode, GatesRevoked, IdentityCreated,
 	}
