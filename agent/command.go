@@ -172,6 +172,8 @@ func (s *session) carryOut(ctx context.Context, c *transport.Command) (step, err
 	switch c.Kind {
 	case transport.CommandIssue:
 		return s.issue(ctx, c)
+	case transport.CommandSet:
+		return s.setCredential(c)
 	case transport.CommandCodeInstall:
 		return s.installCode(ctx, c)
 	case transport.CommandCodeRetire:

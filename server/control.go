@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/kagimori/kagimori/server/store"
@@ -49,7 +50,7 @@ func (s *Server) controlInterface() control.Interface {
 			In: RecoveryParams{}, Out: RecoveryInfo{}, Handle: s.recoveryApprove},
 		{Name: "RecoveryDeny", Doc: "Refuses a request; it may be approved later.", Class: control.Admin,
 			In: RecoveryParams{}, Out: RecoveryInfo{}, Handle: s.recoveryDeny},
-	}, append(s.groupMethods(), s.chipMethods()...)...)}
+	}, slices.Concat(s.groupMethods(), s.chipMethods(), s.keycopyMethods(), s.policyMethods())...)}
 }
 
 // NameParams names one object: a terminal, or a credential by its id.

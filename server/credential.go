@@ -161,6 +161,7 @@ func (s *Server) credentialClaim(ctx context.Context, ses *session, m *transport
 		return s.claimRefused(ses, m, "the nonce is not this connection's"), nil
 	}
 	var why string
+	var told bool
 	reply := &transport.CredentialClaimed{Credential: m.Credential}
 	err := s.store.Update(ctx, s.by(ses.actor()), func(tx *store.Tx) error {
 		if _, err := ses.stillIn(tx); err != nil {
@@ -183,7 +184,8 @@ func (s *Server) credentialClaim(ctx context.Context, ses *session, m *transport
 			return err
 		}
 		reply.ServerName, reply.Endpoints, reply.Anchors = service.DNS[0], service.Endpoints, [][]byte{s.ca.Certificate(ca.Root).Raw}
-		return s.putClaim(tx, ses, m, c, proven)
+		told, err = s.putClaim(tx, ses, m, c, proven)
+		return err
 	})
 	if err != nil {
 		return outcome{}, err
@@ -191,7 +193,11 @@ func (s *Server) credentialClaim(ctx context.Context, ses *session, m *transport
 	if why != "" {
 		return s.claimRefused(ses, m, why), nil
 	}
-	return outcome{reply: reply}, nil
+	out := outcome{reply: reply}
+	if told {
+		out.wake = []transport.Name{ses.terminal}
+	}
+	return out, nil
 }
 
 func (s *Server) claimRefused(ses *session, m *transport.CredentialClaim, why string) outcome {
@@ -241,7 +247,7 @@ func claimProven(tx *store.Tx, ses *session, m *transport.CredentialClaim, c sto
 //
 // A claim of its own past is one more thing: a device that says it has destroyed
 // a key in a move, and proves to have it.
-func (s *Server) putClaim(tx *store.Tx, ses *session, m *transport.CredentialClaim, c store.Credential, proven claimed) error {
+func (s *Server) putClaim(tx *store.Tx, ses *session, m *transport.CredentialClaim, c store.Credential, proven claimed) (told bool, err error) {
 	h := store.Holding{Credential: c.ID, Device: ses.device, Terminal: ses.terminal, Since: tx.By().At, Origin: store.OriginCopy, Source: m.Source, Txn: m.Txn, Serial: proven.Serial}
 	switch {
 	case proven.Device == ses.device && m.Txn == nil:
@@ -251,11 +257,11 @@ func (s *Server) putClaim(tx *store.Tx, ses *session, m *transport.CredentialCla
 	}
 	k, again, disabled, err := revived(tx, ses, c.ID, m.Txn)
 	if err != nil || disabled {
-		return err
+		return false, err
 	}
 	if again {
 		if err := s.revive(tx, k); err != nil {
-			return err
+			return false, err
 		}
 	}
 	if at := time.Unix(m.Time, 0); at.After(proven.leaf.NotBefore) && at.Before(h.Since) {
@@ -265,26 +271,30 @@ func (s *Server) putClaim(tx *store.Tx, ses *session, m *transport.CredentialCla
 		// With the key of its store the earlier device has lost all that it held.
 		switch recovered, err := tx.Recovered(ses.device, m.Source); {
 		case err != nil:
-			return err
+			return false, err
 		case recovered:
 			h.Origin = store.OriginMove
 			if err := tx.EndHoldingOn(c.ID, m.Source); err != nil {
-				return err
+				return false, err
 			}
 		}
 	}
 	changed, err := tx.PutHolding(h)
 	if err != nil || !changed {
-		return err
+		return false, err
 	}
 	if h.Origin == store.OriginIssue {
-		return tx.Audit("credential.claim", string(c.ID), fmt.Sprintf("terminal %s device %s has it still", ses.terminal, ses.device))
+		return false, tx.Audit("credential.claim", string(c.ID), fmt.Sprintf("terminal %s device %s has it still", ses.terminal, ses.device))
 	}
 	by := ""
 	if m.Txn != nil {
 		by = " in key copy " + m.Txn.String()
 	}
-	return errors.Join(tx.SetCredential(c.ID, c.State, string(h.Origin)),
+	err = errors.Join(tx.SetCredential(c.ID, c.State, string(h.Origin)),
 		tx.Audit("credential."+string(h.Origin), string(c.ID), fmt.Sprintf("to terminal %s device %s from device %s%s", ses.terminal, ses.device, m.Source, by)),
 		resolve(tx, c.ID))
+	if err != nil {
+		return false, err
+	}
+	return s.ruleForNew(tx, ses.terminal, c)
 }

@@ -31,7 +31,13 @@ func (s *Server) withHolders(tx *store.Tx, c store.Credential, former bool) (Cre
 		list = slices.DeleteFunc(list, store.Holding.Ended)
 	}
 	for _, h := range list {
-		i.Holders = append(i.Holders, holderInfo(h))
+		holder := holderInfo(h)
+		if former && h.Active() {
+			if holder.Rule, err = ruleOf(tx, h); err != nil {
+				return i, err
+			}
+		}
+		i.Holders = append(i.Holders, holder)
 		i.InForce = i.InForce || !h.Ended() && s.cfg.Now().Before(h.Expires)
 	}
 	if i.Conflict, err = markHolders(tx, list, i.Holders); err != nil {

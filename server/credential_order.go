@@ -75,6 +75,9 @@ type HolderInfo struct {
 	Taken    *transport.ID       `json:"taken,omitempty"` // the one that takes it away, or took it
 	To       string              `json:"to,omitempty"`    // where it goes, while it is in transit
 	Note     string              `json:"note,omitempty"`  // what is not as it should be
+	// Rule says how far it is with a rule for transfer that was changed; empty: it
+	// goes by the one on record.
+	Rule string `json:"rule,omitempty"`
 }
 
 // CredentialPage is one page; Next continues the list, empty at its end.
@@ -217,10 +220,6 @@ func (s *Server) parseOrder(in CredentialIssueParams) (o transport.CredentialOrd
 func orderNotes(o transport.CredentialOrder) (notes []string) {
 	if o.ChipOnly && o.Transfer != transport.TransferNever {
 		notes = append(notes, "the key is made in the terminal's chip and goes only to chips that are approved: kagimori-server chip list")
-	}
-	if o.Transfer == transport.TransferMove {
-		notes = append(notes, fmt.Sprintf("%s may be moved and not copied, and this version cannot move credentials yet: until it can, %s stays on its terminal; order it with transfer copy if a replacement must take it over",
-			o.Credential, o.Credential))
 	}
 	return notes
 }

@@ -82,7 +82,7 @@ func (s *Server) mayRenew(tx *store.Tx, x store.Terminal, c store.Credential, in
 		return err
 	}
 	if in.Transfer != "" && in.Transfer != string(c.Transfer) || in.ChipOnly && !c.ChipOnly {
-		return control.Problemf(control.Conflict, fmt.Sprintf("leave --transfer and --chip-only away, or end it first: kagimori-server credential revoke %s", c.ID),
+		return control.Problemf(control.Conflict, fmt.Sprintf("leave --transfer and --chip-only away; its transfer is changed with kagimori-server credential set %s --transfer HOW", c.ID),
 			"%s is issued anew as it was: transfer %s, chip only %v", c.ID, c.Transfer, c.ChipOnly)
 	}
 	from, err := s.renewableFrom(tx, x, c)

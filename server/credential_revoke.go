@@ -62,7 +62,10 @@ func (s *Server) revoke(tx *store.Tx, given string) (r CredentialRevoked, out ou
 		if err := tx.Settle(o.ID, store.CommandWithdrawn, "the credential was revoked"); err != nil {
 			return r, out, err
 		}
-		out.settled, r.Withdrawn = append(out.settled, o.ID), append(r.Withdrawn, o.Terminal)
+		out.settled = append(out.settled, o.ID)
+		if o.Kind == transport.CommandIssue {
+			r.Withdrawn = append(r.Withdrawn, o.Terminal)
+		}
 	}
 	if c.State == store.CredentialOrdered {
 		r.State = store.CredentialWithdrawn

@@ -2,7 +2,6 @@ package server
 
 import (
 	"crypto/x509"
-	"strings"
 	"testing"
 	"time"
 
@@ -101,15 +100,4 @@ func TestRevokingAnOrderWithdrawsIt(t *testing.T) {
 	}
 	r.refused("CredentialRevoke", NameParams{Name: string(p.Credential)}, control.Conflict)
 	r.order("nav-001", "maps")
-}
-
-// Moving is not there yet, and whoever asks for it hears so.
-func TestMoveIsSaidToBeMissing(t *testing.T) {
-	r := newRig(t)
-	r.addGate("maps")
-	r.terminal("nav-001")
-	p, refused := r.tryIssue(CredentialIssueParams{Terminal: "nav-001", Service: "maps", Transfer: "move"})
-	if refused != nil || len(p.Notes) != 1 || !strings.Contains(p.Notes[0], "cannot move") {
-		t.Errorf("%+v, %v", p, refused)
-	}
 }

@@ -1,6 +1,9 @@
 package transport
 
-import "crypto/sha256"
+import (
+	"crypto/sha256"
+	"fmt"
+)
 
 // CredentialKind is what a credential consists of (req: L2).
 type CredentialKind string
@@ -98,6 +101,29 @@ type CredentialOrder struct {
 	// Fleet is the fleet key, a DER SubjectPublicKeyInfo, in an order for a key
 	// that lives in a chip and may travel: it will say to which chips.
 	Fleet []byte `cbor:"8,keyasint,omitempty"`
+}
+
+// CommandSet is the kind of command whose body is a CredentialSet.
+const CommandSet = "credential.set"
+
+// CredentialSet tells a terminal what may happen from now on to a credential
+// that it holds, when it is replaced. Copies on other terminals are told by
+// commands of their own.
+type CredentialSet struct {
+	Credential Name     `cbor:"1,keyasint"`
+	Transfer   Transfer `cbor:"2,keyasint"`
+}
+
+// Check refuses what no server of ours sends.
+func (m *CredentialSet) Check() error {
+	if _, err := ParseName(string(m.Credential)); err != nil {
+		return fmt.Errorf("credential: %w", err)
+	}
+	switch m.Transfer {
+	case TransferCopy, TransferMove, TransferNever:
+		return nil
+	}
+	return fmt.Errorf("unknown transfer rule %.20q", m.Transfer)
 }
 
 // CredentialRequest carries the PKCS#10 request for an order. The same request

@@ -67,6 +67,7 @@ const (
 	Enabled         Kind = "enabled"          // it may be used again
 	Invalidated     Kind = "invalidated"      // it may not be used any more
 	Erased          Kind = "erased"           // its key is destroyed
+	RuleSet         Kind = "rule-set"         // another rule says whether it may be copied or moved
 	CopyOffered     Kind = "copy-offered"     // an operator code was made
 	CopyGiven       Kind = "copy-given"       // keys left this device
 	CopyDelivered   Kind = "copy-delivered"   // and the other one has confirmed them
@@ -102,7 +103,7 @@ const (
 // Kinds lists all that is logged.
 func Kinds() []Kind {
 	return []Kind{
-		Started, Provisioned, Enrolled, Installed, Enabled, Invalidated, Erased, CopyOffered,
+		Started, Provisioned, Enrolled, Installed, Enabled, Invalidated, Erased, RuleSet, CopyOffered,
 		CopyGiven, CopyDelivered, CopyReceived, CopyCommitted, CopyActivated, CopyDone, CopyReclaimed,
 		CopyAbandoned, CopyDropped, CopyConflict, CopyFailed, CopyLocked, CopyUnlocked, Recovered, RecoverySet,
 		FellBack, OlderAccepted, PINSet, PINCleared, PINWrong, Passphrase, BootPrepared, BootConfirmed,

@@ -88,8 +88,20 @@ func (t *Tx) PendingOf(credential transport.Name) ([]Command, error) {
 	return all(t, scanCommand, `SELECT `+commandColumns+` FROM commands WHERE credential = ? AND state = 'pending' ORDER BY seq`, credential)
 }
 
-// OrderedOf names the terminal that is told to do something with a credential.
+// OrderedOf names the terminal that is told to get a credential.
 func (t *Tx) OrderedOf(credential transport.Name) (terminal transport.Name, err error) {
-	err = t.row(`SELECT terminal FROM commands WHERE credential = ? AND state = 'pending' ORDER BY seq LIMIT 1`, []any{credential}, &terminal)
+	err = t.row(`SELECT terminal FROM commands WHERE credential = ? AND state = 'pending' AND kind = ? ORDER BY seq LIMIT 1`, []any{credential, transport.CommandIssue}, &terminal)
 	return terminal, err
+}
+
+// LastOf finds the newest order of a kind to a terminal about a credential.
+func (t *Tx) LastOf(kind string, terminal, credential transport.Name) (Command, error) {
+	return get(t, scanCommand, `SELECT `+commandColumns+` FROM commands WHERE kind = ? AND terminal = ? AND credential = ? ORDER BY seq DESC LIMIT 1`, kind, terminal, credential)
+}
+
+// EverOrdered says whether there ever was an order of a kind about a credential.
+func (t *Tx) EverOrdered(kind string, credential transport.Name) (bool, error) {
+	var n int
+	err := t.row(`SELECT COUNT(*) FROM commands WHERE kind = ? AND credential = ?`, []any{kind, credential}, &n)
+	return n > 0, err
 }

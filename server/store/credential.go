@@ -85,6 +85,12 @@ func (t *Tx) CredentialRenewed(id transport.Name, serial *big.Int, expires time.
 		WHERE id = ? AND state = 'active'`, serialBytes(serial), toMillis(expires), operation, t.now(), t.by.Actor, t.now(), id))
 }
 
+// SetTransfer records another rule for a credential's transfer.
+func (t *Tx) SetTransfer(id transport.Name, transfer transport.Transfer, operation string) error {
+	return mustChange(t.exec(`UPDATE credentials SET transfer = ?, operation = ?, operated = ?, actor = ?, time = ? WHERE id = ?`,
+		transfer, operation, t.now(), t.by.Actor, t.now(), id))
+}
+
 // SetCredential records a state and the operation that led to it.
 func (t *Tx) SetCredential(id transport.Name, state CredentialState, operation string) error {
 	return mustChange(t.exec(`UPDATE credentials SET state = ?, operation = ?, operated = ?, actor = ?, time = ? WHERE id = ?`,

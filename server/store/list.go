@@ -53,7 +53,7 @@ func page[T any](t *Tx, l listing, q Query, scan func(scanner) (T, error)) (list
 	if err != nil {
 		return nil, "", err
 	}
-	limit := q.limit()
+	limit := q.Rows()
 	type row struct {
 		v         T
 		sort, key any
@@ -77,7 +77,8 @@ func page[T any](t *Tx, l listing, q Query, scan func(scanner) (T, error)) (list
 	return list, next, nil
 }
 
-func (q Query) limit() int {
+// Rows is how many rows a page of it has at most.
+func (q Query) Rows() int {
 	if q.Limit <= 0 {
 		return DefaultPage
 	}
@@ -234,6 +235,6 @@ func (t *Tx) Credentials(q Query) (list []Credential, next string, err error) {
 		filter: map[string]string{"id": "id = ?", "service": "service = ?", "subject": "subject = ?",
 			// Whoever is told to make the key counts too, before there is a holding.
 			"terminal": `id IN (SELECT credential FROM holdings WHERE terminal = ? AND state <> 'ended'
-				UNION SELECT credential FROM commands WHERE terminal = ? AND state = 'pending' AND credential IS NOT NULL)`},
+				UNION SELECT credential FROM commands WHERE terminal = ? AND state = 'pending' AND kind = 'credential.issue')`},
 	}, q, scanCredential)
 }

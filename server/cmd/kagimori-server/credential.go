@@ -18,7 +18,7 @@ import (
 func credentialVerbs() *cobra.Command {
 	return verb.Group("credential", "Credentials: what terminals show to services",
 		"A credential belongs to a place at a service, its subject. It outlives the\nterminals that hold it, and several may hold it after a copy.",
-		credentialIssue(), credentialRevoke(), credentialList(), credentialShow())
+		credentialIssue(), credentialSet(), credentialRevoke(), credentialList(), credentialShow())
 }
 
 func credentialIssue() *cobra.Command {
@@ -43,7 +43,7 @@ A gate's own certificate is issued anew in the same way: issue gate-SERVICE.`,
 	}
 	cmd.Flags().StringVar(&in.Service, "service", "", "`SERVICE` that it is for")
 	cmd.Flags().StringVar(&in.Subject, "subject", "", "`NAME` of the place that is registered at the service (default the terminal's name)")
-	cmd.Flags().StringVar(&in.Transfer, "transfer", "", "what may happen to it when the terminal is replaced, `HOW` is copy, never, or move, which is not available yet (default copy)")
+	cmd.Flags().StringVar(&in.Transfer, "transfer", "", "what may happen to it when the terminal is replaced, `HOW` is copy, move (the old terminal gives it up) or never (default copy)")
 	cmd.Flags().BoolVar(&in.ChipOnly, "chip-only", false, "the key must be in a chip")
 	cmd.Flags().BoolVar(&in.Wait, "wait", false, "wait until the terminal has it, or says why not")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -147,7 +147,7 @@ func credentialList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List credentials and who holds them",
-		Long:    "Lists credentials with destination, holders, expiry, state, and what was done last.\nColumns: id, kind, service, subject, usage, state, expires, operation, operated;\nalso filters by terminal. A state is ordered, active, refused, withdrawn, revoked,\nor as it is shown: in force, expired, held by nobody.",
+		Long:    "Lists credentials with destination, holders, expiry, state, and what was done last.\nColumns: id, kind, service, subject, usage, state, expires, operation, operated;\nalso filters by terminal. A state is ordered, active, refused, withdrawn, revoked,\nor as it is shown: in force, expired, held by nobody. Of those in force a key copy may\nhave left some in transit (given up, and not yet claimed by the new holder), or\nheld twice, although they were to move: see credential show.",
 		Example: "  kagimori-server credential list\n  kagimori-server credential list --where service=maps --where terminal=nav-001 --sort expires\n  kagimori-server credential list --where state=expired",
 	}
 	q.add(cmd)
@@ -181,8 +181,11 @@ func credentialTable(w io.Writer, list []server.CredentialInfo, empty string) {
 func holders(c server.CredentialInfo) string {
 	var list []string
 	for _, h := range c.Holders {
-		if h.Active {
+		switch h.State {
+		case store.HoldingActive:
 			list = append(list, string(h.Terminal))
+		case store.HoldingTransit:
+			list = append(list, fmt.Sprintf("(%s to %s)", h.Terminal, h.To))
 		}
 	}
 	if len(list) == 0 && c.Ordered != "" {
@@ -193,6 +196,10 @@ func holders(c server.CredentialInfo) string {
 
 func credentialState(c server.CredentialInfo) verb.Cell {
 	switch {
+	case c.Conflict != "":
+		return verb.Bad("held twice")
+	case c.InForce && inTransit(c):
+		return verb.Warn("in transit")
 	case c.InForce:
 		return verb.Good("in force")
 	case c.State == store.CredentialOrdered:
@@ -203,40 +210,4 @@ func credentialState(c server.CredentialInfo) verb.Cell {
 		return verb.Warn("held by nobody")
 	}
 	return verb.Bad(string(c.State))
-}
-
-func credentialShow() *cobra.Command {
-	return &cobra.Command{
-		Use:     "show ID",
-		Short:   "Show a credential and who holds or held it",
-		Long:    "Shows a credential with all that have it or had it, since when, and how they got it.",
-		Example: "  kagimori-server credential show cr-abcdefghij",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			var c server.CredentialInfo
-			if err := ask(cmd, "CredentialShow", server.NameParams{Name: args[0]}, &c); err != nil {
-				return err
-			}
-			return verb.Print(cmd, c, func(w io.Writer) {
-				verb.Fields(w, "id", c.ID, "kind", c.Kind, "destination", c.Service, "subject", c.Subject, "usage", c.Usage, "transfer", c.Transfer,
-					"chip only", c.ChipOnly, "certificate", dash(c.Serial), "expires", verb.Time(c.Expires), "state", credentialState(c),
-					"operation", c.Operation, "operation date", verb.Time(c.Operated), "ordered from", dash(string(c.Ordered)))
-				fmt.Fprintln(w, "\nHolders")
-				t := verb.NewTable(w, "TERMINAL", "DEVICE", "SINCE", "ORIGIN", "FROM DEVICE", "EXPIRES", "STATE")
-				for _, h := range c.Holders {
-					source, state := "-", verb.Good("has it")
-					if h.Source != nil {
-						source = h.Source.Short()
-					}
-					switch {
-					case !h.Active:
-						state = verb.Dim("ended")
-					case !h.Expires.After(time.Now()):
-						state = verb.Bad("expired")
-					}
-					t.Row(h.Terminal, h.Device.Short(), verb.Time(h.Since), h.Origin, source, verb.Time(h.Expires), state)
-				}
-				t.Flush("nobody yet")
-			})
-		},
-	}
 }

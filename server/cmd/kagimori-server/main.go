@@ -34,7 +34,7 @@ func main() {
 
 func program() *verb.Frame {
 	f := verb.New("kagimori-server", "Management server of a fleet of terminals", long, verb.Version)
-	f.Add(initVerb(), runVerb(), terminalVerbs(), spareVerbs(), gateVerbs(), groupVerbs(), credentialVerbs(), recoveryVerbs(), bootVerbs(), chipVerbs())
+	f.Add(initVerb(), runVerb(), terminalVerbs(), spareVerbs(), gateVerbs(), groupVerbs(), credentialVerbs(), keycopyVerbs(), recoveryVerbs(), bootVerbs(), chipVerbs())
 	return f
 }
 

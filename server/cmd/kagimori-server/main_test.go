@@ -175,9 +175,21 @@ func TestAdministration(t *testing.T) {
 	}
 	w.good("terminal", "add", "nav-002", "--out", at("nav-002.bundle"))
 	w.into(&p, "credential", "issue", "nav-002", "--service", "maps", "--transfer", "move")
-	if len(p.Notes) != 1 || !strings.Contains(p.Notes[0], "cannot move") {
-		t.Errorf("%+v", p)
+	if out := w.good("credential", "show", string(p.Credential)); !strings.Contains(out, "move") {
+		t.Error(out)
 	}
+	if out := w.good("credential", "set", string(p.Credential), "--transfer", "never"); !strings.Contains(out, "transfer never, was move") || !strings.Contains(out, "nav-002") {
+		t.Error(out)
+	}
+	w.bad(2, "credential", "set", string(p.Credential))
+	w.bad(7, "credential", "set", string(p.Credential), "--transfer", "sometimes")
+	w.bad(3, "credential", "set", "cr-nothing", "--transfer", "copy")
+	if out := w.good("keycopy", "list"); !strings.Contains(out, "no terminal has reported a key copy") {
+		t.Error(out)
+	}
+	w.bad(2, "keycopy", "list", "--open", "--contradictions")
+	w.bad(7, "keycopy", "show", "cr-nothing")
+	w.bad(3, "keycopy", "show", "00112233445566778899aabbccddeeff")
 	if out := w.good("credential", "revoke", string(p.Credential)); !strings.Contains(out, "nav-002 had not got it") || !strings.Contains(out, "next: ") {
 		t.Error(out)
 	}

@@ -46,6 +46,9 @@ CREATE INDEX holdings_credential ON holdings (credential, since);
 CREATE INDEX holdings_terminal ON holdings (terminal);
 CREATE INDEX holdings_txn ON holdings (txn) WHERE txn IS NOT NULL;
 
+-- What terminals were told about a credential, settled or not.
+CREATE INDEX commands_about ON commands (credential, kind, terminal) WHERE credential IS NOT NULL;
+
 -- Key copies as their ends report them: a row is one pair of devices in one
 -- transaction, since any terminal may speak of any id, but only of itself as an
 -- end. Phases are transport.KeycopyPhase, 0: that end has not said anything.
