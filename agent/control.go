@@ -51,10 +51,11 @@ type (
 	}
 	// FetchParams: Code is sealed under LabelCode; no Credentials means all.
 	FetchParams struct {
-		Address     string           `json:"address"`
-		Code        string           `json:"code"`
-		CopyOnly    bool             `json:"copy_only,omitempty"` // leave what can only be moved
-		Credentials []transport.Name `json:"credentials,omitempty"`
+		Address     string                `json:"address"`
+		Code        string                `json:"code"`
+		CopyOnly    bool                  `json:"copy_only,omitempty"` // leave what can only be moved
+		Credentials []transport.Name      `json:"credentials,omitempty"`
+		Mode        transport.KeycopyMode `json:"mode,omitempty"` // none: the first that is enabled here
 	}
 	// DisarmReply says whether there was an offer.
 	DisarmReply struct {
@@ -286,7 +287,7 @@ func (a *Agent) keycopyFetch(ctx context.Context, call *control.Call) error {
 		return err
 	}
 	var lost error
-	last, err := a.fetch(ctx, fetchOrder{in.Address, code, in.Credentials, in.CopyOnly}, func(ev KeycopyEvent) {
+	last, err := a.fetch(ctx, fetchOrder{in.Address, code, in.Credentials, in.CopyOnly, in.Mode}, func(ev KeycopyEvent) {
 		if lost == nil && ev.Step != string(keycopy.EventClosed) { // the reply says that
 			lost = pass(call, ev)
 		}

@@ -36,6 +36,12 @@ type KeycopyConfig struct {
 	// Numbers are those that are written on this terminal: a code of an operator's
 	// own has nothing of them. The terminal's name need not be among them.
 	Numbers []string
+	// Modes are those that are enabled, the default first; none is
+	// transport.KeycopyPAKE alone.
+	Modes []transport.KeycopyMode
+	// RequireIdentity wants an identity certificate of both terminals in mode pake
+	// too.
+	RequireIdentity bool
 }
 
 // role is which end of a copy this terminal is.

@@ -33,9 +33,10 @@ type armOrder struct {
 // A fetchOrder is what somebody wants at the new one.
 type fetchOrder struct {
 	address  string
-	typed    transport.Sensitive // the operator code as it was typed; wiped by fetch
-	selected []transport.Name    // none: all
-	copyOnly bool                // leave what can only be moved
+	typed    transport.Sensitive   // the operator code as it was typed; wiped by fetch
+	selected []transport.Name      // none: all
+	copyOnly bool                  // leave what can only be moved
+	mode     transport.KeycopyMode // "": the first that is enabled
 }
 
 // operatorCode makes the code of an offer, or takes the operator's own. A

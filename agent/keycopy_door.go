@@ -171,6 +171,9 @@ func (d *door) open(ctx context.Context, p *party) (err error) {
 	serving, stop := context.WithCancel(ctx)
 	d.stop = stop
 	listener, cfg := d.listener, p.tcp
+	if cfg.Modes, err = p.vault.answered(d.cfg.Keycopy.modes()); err != nil {
+		d.log.Error("which modes open key copies have is not known", "err", err) // enabled ones are served
+	}
 	cfg.Refused = func(remote string, err error) {
 		if o := d.copies.standing(); o != nil {
 			o.tell(turnedForeign(remote, err))

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -154,6 +155,9 @@ func refusedOf(ev keycopy.Event) (list []KeycopyHeld) {
 func turnedForeign(remote string, err error) KeycopyEvent {
 	ev := KeycopyEvent{Step: string(keycopy.EventTurned), Remote: remote}
 	ev.Text = fmt.Sprintf("%s was turned away: it belongs to another deployment; use a spare of this one's", remote)
+	if errors.Is(err, transport.KeycopyModeRefused) {
+		ev.Text = fmt.Sprintf("%s was turned away: %v", remote, err)
+	}
 	if tcp.Unaccepted(err) {
 		ev.Text = fmt.Sprintf("%s does not accept this terminal's identity: most likely it belongs to another deployment; use a spare of this one's", remote)
 	}

@@ -42,7 +42,9 @@ func (a *Agent) fetchFailed(address string, t *keycopy.Transaction, err error) e
 				return a.copies.wrong.problem(address, a.clock.Steady(), err)
 			}
 			kind = control.Refused
-		case transport.KeycopyNotArmed, transport.KeycopyModeRefused, transport.KeycopyCodeUnknown, transport.KeycopyVersionRefused:
+		case transport.KeycopyModeRefused:
+			kind, next = control.Refused, "compare enabled and require_identity in the [keycopy] sections of both terminals, then choose with --mode; identities are shown by kagimori status"
+		case transport.KeycopyNotArmed, transport.KeycopyCodeUnknown, transport.KeycopyVersionRefused:
 			kind = control.Refused
 		case transport.KeycopyStoreFailed:
 			next = "free space on the disk of the terminal at " + address + ", then " + next

@@ -38,6 +38,11 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 	if err := checkFetch(address, selected); err != nil {
 		return nil, err
 	}
+	mode, err := a.cfg.Keycopy.propose(order.mode, p.identity() != nil)
+	if err != nil {
+		return nil, err
+	}
+	p.tcp.Modes = []transport.KeycopyMode{mode}
 	if !a.copies.begin(ctx, beginTime) {
 		return nil, control.Problemf(control.Conflict, "wait until it is done", "another copy to this terminal is under way")
 	}
@@ -64,7 +69,8 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 			report(tell(ev, roleTarget))
 		}
 	})
-	cfg.Attempts, cfg.Select = counter, selected
+	cfg.Attempts, cfg.Select, cfg.Mode = counter, selected, mode
+	cfg.Modes, cfg.RequireIdentity = a.cfg.Keycopy.modes(), a.cfg.Keycopy.RequireIdentity
 	if order.copyOnly {
 		cfg.Want = transport.TransferCopy
 	}

@@ -60,6 +60,9 @@ func (a *Agent) arm(ctx context.Context, order armOrder) (o *offering, code []by
 	if err := p.answers(ctx); err != nil {
 		return nil, nil, err
 	}
+	if err := a.cfg.Keycopy.offerable(p.identity() != nil); err != nil {
+		return nil, nil, err
+	}
 	if err := p.show(); err != nil {
 		return nil, nil, err
 	}
@@ -108,7 +111,7 @@ func (a *Agent) sourceConfig(p *party, order armOrder, progress func(keycopy.Eve
 	return keycopy.SourceConfig{
 		End: keycopy.End{
 			Device: p.vault.device, Attempts: attempts{vault: p.vault, role: roleSource, now: a.clock.Steady}, Clock: p.clock, Random: rand.Reader,
-			Progress: progress,
+			Modes: a.cfg.Keycopy.modes(), RequireIdentity: a.cfg.Keycopy.RequireIdentity, Progress: progress,
 		},
 		Codes: p.codes, Move: order.move, Journal: journal{vault: p.vault},
 		Records: func(context.Context, *transport.KeycopyParent) ([]transport.CredentialRecord, []transport.KeycopyWithheld, error) {

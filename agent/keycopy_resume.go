@@ -126,6 +126,7 @@ func (a *Agent) resume(ctx context.Context, id transport.ID, address string, rep
 	if to == "" {
 		to = t.Remote
 	}
+	p.tcp.Modes = []transport.KeycopyMode{t.Mode}
 	conn, err := p.dial(ctx, to)
 	if err == nil {
 		var after *keycopy.Transaction

@@ -28,15 +28,18 @@ type Keycopy struct {
 	Codes string `toml:"codes"`
 	// Numbers are those written on this terminal, which no typed code may have in it.
 	Numbers []string `toml:"numbers"`
-	// Enabled lists the modes that this terminal takes part in.
+	// Enabled lists the modes that this terminal takes part in, the default first;
+	// none switches key copies off.
 	Enabled []string `toml:"enabled"`
+	// RequireIdentity wants identity certificates in mode "pake" too.
+	RequireIdentity bool `toml:"require_identity"`
 }
 
 // maxCodeTTL is the longest that an operator code may live.
 const maxCodeTTL = 300 * time.Second
 
 // keycopyModes are the modes that Keycopy.Enabled may name.
-func keycopyModes() []string { return []string{"pake"} }
+func keycopyModes() []string { return []string{"pake", "kek", "direct"} }
 
 // codePolicies are what Keycopy.Codes may say.
 func codePolicies() []string { return []string{"generated", "typed", "either"} }
@@ -47,7 +50,10 @@ func (k Keycopy) check(report report) {
 	}
 	checkListen("keycopy.listen", k.Listen, report)
 	k.CodeTTL.check("keycopy.code_ttl", 10*time.Second, maxCodeTTL, report)
-	for _, m := range k.Enabled {
+	for i, m := range k.Enabled {
+		if slices.Contains(k.Enabled[:i], m) {
+			report("keycopy.enabled", "mode %q is there twice", m)
+		}
 		if !slices.Contains(keycopyModes(), m) {
 			report("keycopy.enabled", "mode %q is not known; known: %q", m, keycopyModes())
 		}

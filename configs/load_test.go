@@ -47,7 +47,7 @@ func TestErrorsNameFileLineAndKey(t *testing.T) {
 		{&Agent{}, "[link]\npoll = \"1ms\"\nmax_backoff = \"1000h\"\n", []string{
 			"f:2: link.poll: 1ms is outside 1s to 24h0m0s", "f:3: link.max_backoff: 1000h0m0s is outside 1s to 24h0m0s"}},
 		{&Agent{}, "[keycopy]\nlisten = \"8885\"\ncode_ttl = \"1s\"\nenabled = [\"pake\", \"none\"]\n", []string{
-			`f:2: keycopy.listen: "8885" is not HOST:PORT`, "f:3: keycopy.code_ttl: ", `f:4: keycopy.enabled: mode "none" is not known; known: ["pake"]`}},
+			`f:2: keycopy.listen: "8885" is not HOST:PORT`, "f:3: keycopy.code_ttl: ", `f:4: keycopy.enabled: mode "none" is not known; known: ["pake" "kek" "direct"]`}},
 		{&Agent{}, "[keycopy]\ncode_ttl = \"301s\"\n", []string{"f:2: keycopy.code_ttl: 5m1s is outside 10s to 5m0s"}},
 		{&Agent{}, "[hsm]\npassphrase = \"\"\n", []string{`f:2: hsm.passphrase: "" is none of "ask", "credential:NAME" and the absolute path of a file`}},
 		{&Agent{}, "[hsm]\npath = \"credential:a/b\"\npassphrase = \"credential:\"\n", []string{

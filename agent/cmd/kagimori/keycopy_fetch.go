@@ -10,6 +10,7 @@ import (
 
 	"github.com/kagimori/kagimori/agent"
 	"github.com/kagimori/kagimori/agent/keycopy"
+	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/control"
 	"github.com/kagimori/kagimori/transport/control/verb"
 )
@@ -41,6 +42,7 @@ mistyped (that cost nothing), 130 after Ctrl-C.`,
 		Example: "  kagimori keycopy fetch 192.0.2.7:8885\n  kagimori keycopy fetch 'kagimori-keycopy:?a=192.0.2.7:8885&k=LHDhK3oGRvkiefQnx7OOczTY5TizTWksw6Rl-AV_9gw'",
 	}
 	ids := cmd.Flags().StringArray("credential", nil, "copy only the credential with this `ID` (may be repeated)")
+	mode := cmd.Flags().String("mode", "", "propose this `MODE` (pake, kek, direct); by default the first that is enabled")
 	copyOnly := cmd.Flags().Bool("copy-only", false, "leave what would move at the old terminal")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if _, _, err := net.SplitHostPort(args[0]); err != nil && !keycopy.IsInvitation(args[0]) {
@@ -51,7 +53,7 @@ mistyped (that cost nothing), 130 after Ctrl-C.`,
 			return err
 		}
 		defer c.Close()
-		in := agent.FetchParams{Address: args[0], Credentials: names(*ids), CopyOnly: *copyOnly}
+		in := agent.FetchParams{Address: args[0], Credentials: names(*ids), CopyOnly: *copyOnly, Mode: transport.KeycopyMode(*mode)}
 		for try := 1; ; try++ {
 			err := fetch(cmd, c, in)
 			// A mistyped code costs nothing: a person may type it again.

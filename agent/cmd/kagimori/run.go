@@ -63,9 +63,13 @@ func agentConfig(cfg *configs.Agent) agent.Config {
 		Built: daemon.Built(built), Bundles: []transport.BundleKind{transport.BundleSpare, transport.BundleTerminal},
 		Poll: cfg.Link.Poll.D(), MaxBackoff: cfg.Link.MaxBackoff.D(),
 	}
-	if slices.Contains(cfg.Keycopy.Enabled, string(transport.KeycopyPAKE)) {
+	if len(cfg.Keycopy.Enabled) > 0 {
 		c.Keycopy = &agent.KeycopyConfig{Listen: cfg.Keycopy.Listen, CodeTTL: cfg.Keycopy.CodeTTL.D(),
-			Codes: keycopy.CodePolicy(cfg.Keycopy.Codes), Numbers: slices.Concat(cfg.Keycopy.Numbers, ownNumbers())}
+			Codes: keycopy.CodePolicy(cfg.Keycopy.Codes), Numbers: slices.Concat(cfg.Keycopy.Numbers, ownNumbers()),
+			RequireIdentity: cfg.Keycopy.RequireIdentity}
+		for _, m := range cfg.Keycopy.Enabled {
+			c.Keycopy.Modes = append(c.Keycopy.Modes, transport.KeycopyMode(m))
+		}
 	}
 	for _, r := range cfg.Relays {
 		c.Relays = append(c.Relays, relay.Config{Service: transport.Name(r.Service), Listen: r.Listen, Public: r.Exposed})
