@@ -200,12 +200,6 @@ func refusal(f transport.KeycopyFrame, want transport.KeycopyType) error {
 	return nil
 }
 
-// final says whether a fault that the Target finds in what it is given would be
-// found another time as well: then it has ended the transaction.
-func final(fault transport.KeycopyFault) bool {
-	return fault == transport.KeycopyProtocol || fault == transport.KeycopyAuthFailed || fault == transport.KeycopyManifestRejected
-}
-
 // sameDevice holds a peer that showed an identity certificate to the device
 // whose key that is.
 func sameDevice(peer transport.Name, key []byte, claimed transport.DeviceID) error {

@@ -217,11 +217,11 @@ func (r *sourceRun) createClose() (transport.KeycopyFrame, error) {
 	return transport.EncodeKeycopy(&m)
 }
 
-// turnedDown looks at why the peer ended the connection: it may have ended the
-// transaction.
+// turnedDown looks at why the peer ended the connection: a Target that takes none
+// of the items has ended the transaction.
 func (r *sourceRun) turnedDown(ctx context.Context, err error) error {
 	e, ok := errors.AsType[*Error](err)
-	if !ok || !e.Remote || !final(e.Fault) || r.deal == nil || r.deal.Phase != transport.KeycopyOffered {
+	if !ok || !e.Remote || e.Fault != transport.KeycopyManifestRejected || r.deal == nil || r.deal.Phase != transport.KeycopyOffered {
 		return err
 	}
 	t, _, failed := record(ctx, r.source.cfg.Journal, r.txn, giveUp)

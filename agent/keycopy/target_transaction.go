@@ -66,7 +66,7 @@ func (r *targetRun) consumeItem(ctx context.Context, f transport.KeycopyFrame) e
 	if err == nil && len(r.records) == len(r.deal.Items) {
 		err = r.stage(ctx)
 	}
-	if e, ok := errors.AsType[*Error](err); !ok || !final(e.Fault) {
+	if err == nil || errors.Is(err, transport.KeycopyStoreFailed) || errors.Is(err, transport.KeycopyTxnConflict) {
 		return err
 	}
 	t, _, failed := record(ctx, r.target.cfg.Journal, r.deal.ID, func(t *Transaction) (*Transaction, error) {
