@@ -37,6 +37,8 @@ type KeycopyDeal struct {
 	Taken  int    `json:"taken"`
 	Moved  int    `json:"moving"` // of Taken
 	Forced bool   `json:"forced,omitempty"`
+	// Conflict: both ends use what moved.
+	Conflict bool `json:"conflict,omitempty"`
 	// Reported: the server knows this phase. Refusal is why it would not.
 	Reported bool   `json:"reported"`
 	Refusal  string `json:"report_refused,omitempty"`
@@ -95,9 +97,12 @@ func (a *Agent) describe(tx *store.Tx, d *dealRecord) (KeycopyDeal, error) {
 	t, n := &d.Deal, d.counts()
 	k := KeycopyDeal{
 		Txn: t.ID, Short: short(t.ID), Side: t.Side, Mode: t.Mode, Peer: t.Peer, Name: t.Name, Remote: t.Remote, At: dateOf(t.At), Since: dateOf(d.Changed),
-		Phase: t.Phase.String(), Open: t.Phase.Open(), Moves: d.moves(), Items: int(n.Items), Taken: int(n.Taken), Moved: int(n.Moved), Forced: t.Forced,
+		Phase: t.Phase.String(), Open: t.Phase.Open(), Moves: d.moves(), Items: int(n.Items), Taken: int(n.Taken), Moved: int(n.Moved), Forced: t.Forced, Conflict: t.Conflict,
 	}
 	k.Text, k.Next = inWords(d, a.cfg.Program)
+	if t.Conflict {
+		k.Text, k.Next = k.Text+"; "+bothUse, bothUseNext
+	}
 	var waits reportRecord
 	found, err := tx.Get(bucketReports, dealKey(t.ID), &waits)
 	k.Reported, k.Refusal = !found, waits.Fault
@@ -161,6 +166,12 @@ func inWords(d *dealRecord, program string) (text, next string) {
 	}
 	return t.Phase.String(), ""
 }
+
+// When somebody was wrong about an end's being gone.
+const (
+	bothUse     = "both terminals use what moved"
+	bothUseNext = "take one of the two out of service, or have its credentials issued anew: kagimori-server credential issue"
+)
 
 // outcome says what has come of a transaction.
 func outcome(t *keycopy.Transaction) string {

@@ -12,7 +12,8 @@ import (
 )
 
 // The verbs of the key copy: keycopy_offer.go for the old terminal,
-// keycopy_fetch.go for the new one, keycopy_show.go what both show.
+// keycopy_fetch.go for the new one, keycopy_show.go what both show,
+// keycopy_settle.go for what is on record and does not go on.
 
 func keycopyVerbs() *cobra.Command {
 	return verb.Group("keycopy", "Copy keys from an old terminal to a new one",
@@ -22,8 +23,9 @@ one: "kagimori keycopy fetch HOST:PORT" asks for it. Both must have been
 provisioned for the same group; no server needs to be in reach.
 
 When the connection breaks or the power goes, leave both terminals on: once the
-new one has been told what it gets, it comes back by itself.`,
-		offerVerb(), fetchVerb(), disarmVerb(), unlockVerb())
+new one has been told what it gets, it comes back by itself. "kagimori keycopy
+list" says where each copy stands and what is to be done.`,
+		append([]*cobra.Command{offerVerb(), fetchVerb(), disarmVerb(), unlockVerb()}, settleVerbs()...)...)
 }
 
 func disarmVerb() *cobra.Command {
