@@ -122,7 +122,7 @@ func (a *Agent) whenReady(methods ...control.Method) []control.Method {
 
 // Methods are those that every program with an agent offers.
 func (a *Agent) Methods() []control.Method {
-	return a.whenReady(slices.Concat(a.auditMethods(), a.doctorMethods(), a.recoveryMethods(), a.passphraseMethods(), a.bootMethods(), []control.Method{
+	return a.whenReady(slices.Concat(a.auditMethods(), a.doctorMethods(), a.recoveryMethods(), a.passphraseMethods(), a.bootMethods(), a.chipMethods(), []control.Method{
 		{
 			Name: "Provision", Class: control.Admin, In: ProvisionParams{}, Out: ProvisionResult{}, Handle: a.provision,
 			Doc: "Takes in a provisioning bundle. The passphrase is sealed under the label \"passphrase\".",

@@ -61,6 +61,7 @@ func TestClasses(t *testing.T) {
 		"RecoveryStatus": control.Read, "RecoveryStart": control.Admin, "RecoveryAcceptOlder": control.Admin, "RecoveryExport": control.Admin, "RecoveryImport": control.Admin,
 		"Unlock": control.Operate, "PassphraseSet": control.Admin, "PassphraseRemove": control.Admin,
 		"BootShow": control.Read, "BootPrepare": control.Admin, "BootConfirm": control.Admin,
+		"ChipShow": control.Read, "ChipInstall": control.Admin,
 	}
 	got := map[string]control.Class{}
 	for _, m := range testAgent(t, Config{}).Interface().Methods {

@@ -2,9 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
@@ -42,7 +39,7 @@ type pendingRecord struct {
 }
 
 // issue obeys a CredentialOrder: it makes the key, keeps it, and asks.
-func (s *session) issue(_ context.Context, c *transport.Command) (step, error) {
+func (s *session) issue(ctx context.Context, c *transport.Command) (step, error) {
 	var p pendingRecord
 	defer p.Key.Bytes.Wipe()
 	var held *holdingRecord
@@ -71,7 +68,10 @@ func (s *session) issue(_ context.Context, c *transport.Command) (step, error) {
 	case held != nil && (held.Record.Service != order.Service || held.Record.Usage != order.Usage):
 		return refuse("this terminal holds credential %s for service %s already", order.Credential, held.Record.Service), nil
 	}
-	fresh, err := newPending(s.self.Deployment, order, s.clock.Stamp())
+	if why := s.noChip(); order.ChipOnly && why != "" {
+		return refuse("%s", why), nil
+	}
+	fresh, err := s.newPending(ctx, order)
 	if err != nil {
 		return step{}, err
 	}
@@ -89,14 +89,21 @@ func checkOrder(o *transport.CredentialOrder) error {
 			return fmt.Errorf("the order has a bad name: %w", err)
 		}
 	}
+	if len(o.Fleet) > 0 {
+		if _, err := transport.ParseFleetKey(o.Fleet); err != nil {
+			return fmt.Errorf("the order has a bad fleet key: %w", err)
+		}
+	}
 	switch o.Transfer {
 	case transport.TransferCopy, transport.TransferMove, transport.TransferNever:
 	default:
 		return fmt.Errorf("the order has an unknown transfer rule %.20q: update this terminal", o.Transfer)
 	}
 	switch {
-	case o.ChipOnly:
-		return errors.New("this terminal cannot keep a service key inside its chip: issue the credential without chip-only")
+	case o.ChipOnly && o.Usage != transport.UsageClient:
+		return errors.New("the order is for a key in a chip that serves terminals: issue it without chip-only")
+	case len(o.Fleet) > 0 && !o.ChipOnly:
+		return errors.New("the order names a fleet key, and is for no key in a chip")
 	case o.Usage == transport.UsageClient && len(o.DNS) == 0:
 		return nil
 	case o.Usage == transport.UsageServer && len(o.DNS) > 0 && len(o.DNS) <= maxOrderDNS:
@@ -110,16 +117,12 @@ func checkOrder(o *transport.CredentialOrder) error {
 	return fmt.Errorf("the order is for usage %.20q with %d DNS names", o.Usage, len(o.DNS))
 }
 
-// newPending makes a key in software, as one that may travel must be (D8), and
-// the request for it, which names the credential and its service.
-func newPending(deployment transport.Name, order transport.CredentialOrder, now int64) (*pendingRecord, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+// newPending makes the key of an order, and the request for it, which names the
+// credential and its service.
+func (s *session) newPending(ctx context.Context, order transport.CredentialOrder) (*pendingRecord, error) {
+	secret, key, err := s.keyFor(ctx, &order)
 	if err != nil {
-		return nil, fmt.Errorf("make key: %w", err)
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, fmt.Errorf("make key: %w", err)
+		return nil, err
 	}
 	request := &x509.CertificateRequest{Subject: pkix.Name{CommonName: string(order.Subject)}, SignatureAlgorithm: x509.ECDSAWithSHA256}
 	if order.Usage == transport.UsageServer {
@@ -131,15 +134,15 @@ func newPending(deployment transport.Name, order transport.CredentialOrder, now 
 			}
 		}
 	} else {
-		u := transport.URI{Deployment: deployment, Service: order.Service, Credential: order.Credential}
+		u := transport.URI{Deployment: s.self.Deployment, Service: order.Service, Credential: order.Credential}
 		request.URIs = []*url.URL{u.URL()}
 	}
 	csr, err := signingRequest(key, request)
 	if err != nil {
-		clear(pkcs8)
+		secret.Bytes.Wipe()
 		return nil, err
 	}
-	return &pendingRecord{Order: order, Key: transport.CredentialSecret{Form: transport.SecretPKCS8, Bytes: pkcs8}, CSR: csr, Since: now}, nil
+	return &pendingRecord{Order: order, Key: secret, CSR: csr, Since: s.clock.Stamp()}, nil
 }
 
 // certificate takes what the server issued: the credential, the ledger and the
@@ -214,11 +217,11 @@ func (s *session) accept(p *pendingRecord, m *transport.CredentialCertificate) (
 	if err != nil {
 		return nil, err
 	}
-	key, err := privateKey(&p.Key)
+	request, err := x509.ParseCertificateRequest(p.CSR)
 	if err != nil {
 		return nil, err
 	}
-	if err := certifies(chain[0], key.Public()); err != nil {
+	if err := certifies(chain[0], request.PublicKey); err != nil {
 		return nil, err
 	}
 	if err := checkUsage(o, chain, s.roots, s.self.Deployment, s.clock.Judge(chain)); err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
+	"github.com/kagimori/kagimori/hsm"
 	"github.com/kagimori/kagimori/transport"
 )
 
@@ -202,7 +203,11 @@ func (s *session) claimOne(c claimEntry) error {
 	if h == nil || h.Away != nil {
 		return s.update(func(tx *store.Tx) error { return tx.Delete(bucketClaims, string(c.id)) })
 	}
-	key, err := privateKey(&h.Record.Secret)
+	chain, err := transport.ParseChain(h.Record.Chain)
+	if err != nil {
+		return err
+	}
+	key, err := signer(s.module, &h.Record.Secret, chain[0])
 	if err != nil {
 		return err
 	}
@@ -261,22 +266,6 @@ func (s *session) claimRefused(id transport.Name, f *transport.Fault) error {
 	})
 }
 
-// privateKey opens a credential's secret.
-func privateKey(s *transport.CredentialSecret) (crypto.Signer, error) {
-	if s.Form != transport.SecretPKCS8 {
-		return nil, fmt.Errorf("key of unknown form %.20q: update this terminal", s.Form)
-	}
-	key, err := x509.ParsePKCS8PrivateKey(s.Bytes)
-	if err != nil {
-		return nil, errors.New("the private key is unreadable")
-	}
-	signer, ok := key.(crypto.Signer)
-	if !ok {
-		return nil, errors.New("the private key cannot sign")
-	}
-	return signer, nil
-}
-
 // A Credential is one ready for use.
 type Credential struct {
 	// Record is all about it but the secret, which is empty here.
@@ -288,13 +277,13 @@ type Credential struct {
 	TLS tls.Certificate
 }
 
-// newCredential readies a holding.
-func newCredential(h *holdingRecord) (*Credential, error) {
+// newCredential readies a holding, whose key may be in the module.
+func newCredential(h *holdingRecord, module hsm.Keys) (*Credential, error) {
 	chain, err := transport.ParseChain(h.Record.Chain)
 	if err != nil {
 		return nil, fmt.Errorf("credential %s: %w", h.Record.ID, err)
 	}
-	key, err := privateKey(&h.Record.Secret)
+	key, err := signer(module, &h.Record.Secret, chain[0])
 	if err != nil {
 		return nil, fmt.Errorf("credential %s: %w", h.Record.ID, err)
 	}
@@ -318,13 +307,13 @@ var ErrNoCredential = errors.New("no usable credential")
 // that was issued to this device before one that was copied, since a copy comes
 // with what another terminal says about the service; then the one that lasts
 // longest. When there is none it says why.
-func pick(tx *store.Tx, clock *Clock, service transport.Name, usage transport.Usage) (*Credential, error) {
+func pick(tx *store.Tx, clock *Clock, module hsm.Keys, service transport.Name, usage transport.Usage) (*Credential, error) {
 	var best *Credential
 	var origin Origin // of best
 	var problems []string
 	err := eachHolding(tx, func(h *holdingRecord) error {
 		r := &h.Record
-		if r.Service != service || r.Usage != usage {
+		if r.Kind != transport.KindCertificate || r.Service != service || r.Usage != usage {
 			return nil
 		}
 		if best != nil && (origin != h.Origin && origin == OriginIssue || origin == h.Origin && best.Record.Expires >= r.Expires) {
@@ -337,7 +326,7 @@ func pick(tx *store.Tx, clock *Clock, service transport.Name, usage transport.Us
 			problems = append(problems, fmt.Sprintf("%s is %s", r.ID, why))
 			return nil
 		}
-		c, err := newCredential(h)
+		c, err := newCredential(h, module)
 		if err != nil {
 			problems = append(problems, err.Error())
 			return nil

@@ -161,7 +161,7 @@ func TestPickTheCredentialInForce(t *testing.T) {
 	get := func() (*Credential, error) {
 		var c *Credential
 		err := v.store.View(func(tx *store.Tx) (err error) {
-			c, err = pick(tx, v.clock, "maps", transport.UsageClient)
+			c, err = pick(tx, v.clock, v.module, "maps", transport.UsageClient)
 			return err
 		})
 		return c, err

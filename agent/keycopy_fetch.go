@@ -47,6 +47,11 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 		return nil, control.Problemf(control.Conflict, "wait until it is done", "another copy to this terminal is under way")
 	}
 	defer a.copies.end()
+	parent, err := p.vault.keycopyParent(ctx)
+	if err != nil {
+		problem, _ := storageProblem(err)
+		return nil, problem
+	}
 	code, tag, err := a.typedCode(ctx, p, order.typed)
 	if err != nil {
 		return nil, err
@@ -69,7 +74,7 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 			report(tell(ev, roleTarget))
 		}
 	})
-	cfg.Attempts, cfg.Select, cfg.Mode = counter, selected, mode
+	cfg.Attempts, cfg.Select, cfg.Mode, cfg.Parent = counter, selected, mode, parent
 	cfg.Modes, cfg.RequireIdentity = a.cfg.Keycopy.modes(), a.cfg.Keycopy.RequireIdentity
 	if order.copyOnly {
 		cfg.Want = transport.TransferCopy
@@ -221,15 +226,32 @@ func (a *Agent) fetched(p *party, t *keycopy.Transaction, notClosed error) (*Key
 // are believed until the server confirms the claim; they lead no farther than to
 // whoever has a server certificate for that name under the root. The validity
 // period is left to the moment of use.
-func (p *party) check(r *transport.CredentialRecord) error {
-	for _, n := range []transport.Name{r.ID, r.Service, r.Subject} {
-		if _, err := transport.ParseName(string(n)); err != nil {
-			return err
-		}
+func (p *party) check(ctx context.Context, r *transport.CredentialRecord) error {
+	switch {
+	case r.Secret.Form == transport.SecretTPM:
+		return errors.New("its key is in another terminal's chip")
+	case r.State != transport.CredentialActive:
+		return errors.New("it is invalidated")
 	}
-	if r.Kind != transport.KindCertificate || r.Usage != transport.UsageClient {
-		return unsuited(fmt.Sprintf("a %.20s for usage %.20s is not known here: update this terminal", r.Kind, r.Usage))
+	return p.checkHeld(ctx, r)
+}
+
+// checkHeld is check for what may have been this terminal's own before.
+func (p *party) checkHeld(ctx context.Context, r *transport.CredentialRecord) error {
+	if err := checkRecord(r); err != nil {
+		return err
 	}
+	if r.Kind == transport.KindCertificate {
+		return p.checkCertificate(ctx, r)
+	}
+	if r.Secret.Form == transport.SecretTPM || r.Secret.Form == transport.SecretDuplicate {
+		_, err := p.vault.publicKey(ctx, r)
+		return err
+	}
+	return nil
+}
+
+func (p *party) checkCertificate(ctx context.Context, r *transport.CredentialRecord) error {
 	chain, err := transport.ParseChain(r.Chain)
 	if err != nil {
 		return err
@@ -244,18 +266,12 @@ func (p *party) check(r *transport.CredentialRecord) error {
 	if chain[0].Subject.CommonName != string(r.Subject) {
 		return fmt.Errorf("the certificate is for another subject than %s", r.Subject)
 	}
-	key, err := privateKey(&r.Secret)
-	if err != nil {
-		return err
-	}
-	if err := certifies(chain[0], key.Public()); err != nil {
-		return err
-	}
-	if err := checkReach(r.ServerName, r.Endpoints, r.Anchors); err != nil {
-		return err
-	}
 	if len(r.Anchors) == 0 || slices.ContainsFunc(r.Anchors, func(der []byte) bool { return !bytes.Equal(der, p.self.Root) }) {
 		return errors.New("it would have this terminal trust servers under another root than the deployment's: look at the terminal that it comes from, it may have been tampered with")
 	}
-	return nil
+	public, err := p.vault.publicKey(ctx, r)
+	if err != nil {
+		return err
+	}
+	return certifies(chain[0], public)
 }

@@ -160,5 +160,5 @@ func unwanted(tx *store.Tx, next *holdingRecord, clock *Clock) (string, error) {
 }
 
 func sameSecret(a, b *holdingRecord) bool {
-	return a.Record.Secret.Form == b.Record.Secret.Form && subtle.ConstantTimeCompare(a.Record.Secret.Bytes, b.Record.Secret.Bytes) == 1
+	return sameChipKey(&a.Record, &b.Record) || a.Record.Secret.Form == b.Record.Secret.Form && subtle.ConstantTimeCompare(a.Record.Secret.Bytes, b.Record.Secret.Bytes) == 1
 }

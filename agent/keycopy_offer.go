@@ -114,8 +114,8 @@ func (a *Agent) sourceConfig(p *party, order armOrder, progress func(keycopy.Eve
 			Modes: a.cfg.Keycopy.modes(), RequireIdentity: a.cfg.Keycopy.RequireIdentity, Progress: progress,
 		},
 		Codes: p.codes, Move: order.move, Journal: journal{vault: p.vault},
-		Records: func(context.Context, *transport.KeycopyParent) ([]transport.CredentialRecord, []transport.KeycopyWithheld, error) {
-			return p.vault.records(order.selected)
+		Records: func(ctx context.Context, wanted []transport.Name, parent *transport.KeycopyParent) ([]transport.CredentialRecord, []transport.KeycopyWithheld, error) {
+			return p.vault.given(ctx, order.selected, wanted, parent)
 		},
 	}
 }
@@ -218,6 +218,7 @@ func (o *offering) choose(order armOrder) error {
 		return err
 	}
 	defer keycopy.WipeRecords(records)
+	forPreview(records)
 	offer, err := keycopy.Choose(records, keycopy.Choice{Select: order.selected, Want: transport.TransferMove, Move: order.move, Now: p.clock().Date, Withheld: away})
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ func (s stager) Stage(ctx context.Context, t *keycopy.Transaction, records []tra
 	defer keycopy.WipeRecords(records)
 	reasons := map[transport.Name]string{}
 	for i := range records {
-		switch err := s.party.check(&records[i]); {
+		switch err := s.party.check(ctx, &records[i]); {
 		case err == nil:
 		case isUnsuited(err):
 			reasons[records[i].ID] = err.Error()

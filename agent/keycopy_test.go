@@ -37,7 +37,12 @@ func newCopyRig(t testing.TB, credentials ...transport.Name) *copyRig {
 // terminal is an agent that takes part in copies; without a name it is a spare.
 func (r *copyRig) terminal(name transport.Name) *Agent {
 	r.t.Helper()
-	a := testAgent(r.t, Config{Keycopy: &KeycopyConfig{Listen: "127.0.0.1:0"}})
+	return r.enlist(testAgent(r.t, Config{Keycopy: &KeycopyConfig{Listen: "127.0.0.1:0"}}), name)
+}
+
+// enlist provisions an agent and has it take part in copies.
+func (r *copyRig) enlist(a *Agent, name transport.Name) *Agent {
+	r.t.Helper()
 	if name == "" {
 		mustProvision(r.t, a, r.ca.bundle(transport.BundleSpare, ""))
 	} else {

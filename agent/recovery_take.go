@@ -65,7 +65,7 @@ func (v *vault) takeOver(ctx context.Context, name string, key *hsm.Secret, stat
 				return err
 			}
 			t.Device = was.Device
-			err := errors.Join(v.takeCredentials(from, to, judge, t), takeResults(from, to, t), takeAudit(from, to, name, t))
+			err := errors.Join(v.takeCredentials(ctx, from, to, judge, t), takeResults(from, to, t), takeAudit(from, to, name, t))
 			if err != nil {
 				return err
 			}
@@ -132,7 +132,7 @@ func (v *vault) mayTake(from *store.Tx) (*party, error) {
 // came from the device that had them. One that is here already is newer. That the
 // key opened the store says only that whoever filled it knew the server's public
 // recovery key, as every terminal does: so each is held to what a copy is.
-func (v *vault) takeCredentials(from, to *store.Tx, judge *party, t *Takeover) error {
+func (v *vault) takeCredentials(ctx context.Context, from, to *store.Tx, judge *party, t *Takeover) error {
 	return eachHolding(from, func(h *holdingRecord) error {
 		if h.Record.Usage != transport.UsageClient {
 			return nil // a gate's own: the server orders another
@@ -147,7 +147,7 @@ func (v *vault) takeCredentials(from, to *store.Tx, judge *party, t *Takeover) e
 			t.Kept = append(t.Kept, id)
 			return nil
 		}
-		if err := judge.check(&h.Record); err != nil {
+		if err := judge.checkHeld(ctx, &h.Record); err != nil {
 			v.log.Error("a credential of a store that is set aside is not taken", "credential", id, "err", err)
 			t.Refused = append(t.Refused, id)
 			return nil

@@ -95,7 +95,7 @@ func (a *Agent) Credential(service transport.Name, usage transport.Usage) (*Cred
 	}
 	var c *Credential
 	err = v.store.View(func(tx *store.Tx) (err error) {
-		c, err = pick(tx, a.clock, service, usage)
+		c, err = pick(tx, a.clock, v.module, service, usage)
 		return err
 	})
 	return c, err

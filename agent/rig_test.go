@@ -128,6 +128,7 @@ type server struct {
 	approve      bool // requests for store keys are granted
 	asked        []transport.RecoveryRequest
 	taken        []transport.RecoveryTaken
+	fleet        *ecdsa.PrivateKey                            // vouches for every chip; nil: for none
 	fault        func(e *transport.Envelope) *transport.Fault // nil: none
 	lose         func(reply string) bool                      // a reply that does not arrive
 }
@@ -216,6 +217,8 @@ func (s *server) answer(e *transport.Envelope) (transport.Body, error) {
 	switch e.Type {
 	case "terminal.state", "recovery.request", "recovery.taken":
 		return s.recover(e)
+	case "chip.report":
+		return s.chip(e)
 	case "command.poll":
 		s.polls++
 		next := &transport.CommandNext{Nonce: s.nonce}

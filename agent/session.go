@@ -53,7 +53,7 @@ type question struct {
 	poll     bool
 	report   *transport.ID // of a KeycopyReport
 	settle   *settleAsk    // of a KeycopySettle
-	state    bool          // of a TerminalState
+	state    bool          // of a TerminalState or ChipReport
 	recovery string        // the store that is set aside, of a RecoveryRequest or RecoveryTaken
 }
 
@@ -72,7 +72,7 @@ func (s *session) repeat(first bool) ([][]byte, error) {
 	return s.saying(func() error {
 		var err error
 		if first {
-			err = s.sayState()
+			err = errors.Join(s.sayState(), s.sayChip())
 		}
 		return errors.Join(err, s.poll(), s.report(), s.claim(), s.ask(first))
 	})
@@ -117,6 +117,8 @@ func (s *session) hear(ctx context.Context, env *transport.Envelope) error {
 		return heard(env, func(m *transport.KeycopySettled) error { return s.settled(env, m) })
 	case (*transport.TerminalNoted)(nil).Type():
 		return heard(env, s.noted)
+	case (*transport.ChipApproval)(nil).Type():
+		return heard(env, func(m *transport.ChipApproval) error { return s.chipAnswer(ctx, m) })
 	case (*transport.RecoveryState)(nil).Type():
 		return heard(env, s.recoveryState)
 	case (*transport.RecoveryRelease)(nil).Type():

@@ -148,7 +148,7 @@ func TestCredentialIsIssued(t *testing.T) {
 	if h == nil || h.Origin != OriginIssue || h.Record.Service != "maps" || h.Record.Subject != "seat-1" || h.Record.State != transport.CredentialActive {
 		t.Fatalf("holding %+v", h)
 	}
-	used, err := newCredential(h)
+	used, err := newCredential(h, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -98,6 +98,8 @@ const (
 	SecurityCode    Kind = "security-code"    // another epoch of it is held, or one is retired
 	GatesRevoked    Kind = "gates-revoked"    // another list of gates that may not be talked to
 	IdentityCreated Kind = "identity-created" // the device's own key was made
+	ChipApproved    Kind = "chip-approved"    // keys that live in a chip may come to this one
+	Imported        Kind = "imported"         // an administrator brought a credential
 )
 
 // Kinds lists all that is logged.
@@ -107,7 +109,7 @@ func Kinds() []Kind {
 		CopyGiven, CopyDelivered, CopyReceived, CopyCommitted, CopyActivated, CopyDone, CopyReclaimed,
 		CopyAbandoned, CopyDropped, CopyConflict, CopyFailed, CopyLocked, CopyUnlocked, Recovered, RecoverySet,
 		FellBack, OlderAccepted, PINSet, PINCleared, PINWrong, Passphrase, BootPrepared, BootConfirmed,
-		LockoutSet, LockoutReset, SelfRevoked, SecurityCode, GatesRevoked, IdentityCreated,
+		LockoutSet, LockoutReset, SelfRevoked, SecurityCode, GatesRevoked, IdentityCreated, ChipApproved, Imported,
 	}
 }
 

@@ -80,7 +80,7 @@ func newRig(t testing.TB, keys int) *rig {
 }
 
 // held is what the Source has now.
-func (r *rig) held(context.Context, *transport.KeycopyParent) (list []transport.CredentialRecord, withheld []transport.KeycopyWithheld, err error) {
+func (r *rig) held(context.Context, []transport.Name, *transport.KeycopyParent) (list []transport.CredentialRecord, withheld []transport.KeycopyWithheld, err error) {
 	for _, c := range cloneRecords(r.records) {
 		switch l := r.sourceLedger; {
 		case l.uses(c.ID):

@@ -21,10 +21,11 @@ type SourceConfig struct {
 	// group's, and for a while the one of the epoch before.
 	Codes []SecurityCode
 	// Records reads all credentials of this terminal, once the codes match, and
-	// anew when items are sent again; what it returns is wiped. parent is where
-	// keys in a chip may go, or nil. withheld are those that are not among the
-	// records and might be asked for, and why.
-	Records func(ctx context.Context, parent *transport.KeycopyParent) (records []transport.CredentialRecord, withheld []transport.KeycopyWithheld, err error)
+	// anew when items are sent again; what it returns is wiped. wanted are those
+	// that may go, empty for all: only their secrets need be there. parent is
+	// where keys in a chip may go, or nil. withheld are those that are not among
+	// the records and might be asked for, and why.
+	Records func(ctx context.Context, wanted []transport.Name, parent *transport.KeycopyParent) (records []transport.CredentialRecord, withheld []transport.KeycopyWithheld, err error)
 	Journal Journal
 	// Move makes what may be copied move: stricter, never the reverse.
 	Move bool

@@ -76,7 +76,7 @@ func (r *sourceRun) reopen(ctx context.Context, t *Transaction, target transport
 // the transaction ends here.
 func (r *sourceRun) reload(ctx context.Context, t *Transaction) error {
 	cfg := &r.source.cfg
-	records, _, err := cfg.Records(ctx, t.Parent)
+	records, _, err := cfg.Records(ctx, t.names(), t.Parent)
 	if err != nil {
 		return fail(transport.KeycopyStoreFailed, fmt.Errorf("read credentials: %w", err))
 	}

@@ -20,7 +20,7 @@ import (
 // prepareGrant loads what may go, records durably that it will, and makes GRANT.
 func (r *sourceRun) prepareGrant(ctx context.Context) error {
 	cfg := &r.source.cfg
-	records, withheld, err := cfg.Records(ctx, r.hello.Parent)
+	records, withheld, err := cfg.Records(ctx, r.hello.Select, r.hello.Parent)
 	if err != nil {
 		return fail(transport.KeycopyStoreFailed, fmt.Errorf("read credentials: %w", err))
 	}

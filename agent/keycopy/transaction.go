@@ -71,6 +71,15 @@ func (t *Transaction) taken(which func(transport.KeycopyEntry) bool) []transport
 // moves says whether a key changes hands, as far as is known here.
 func (t *Transaction) moves() bool { return len(t.Moving()) > 0 }
 
+// names lists all items.
+func (t *Transaction) names() []transport.Name {
+	list := make([]transport.Name, len(t.Items))
+	for n, e := range t.Items {
+		list[n] = e.ID
+	}
+	return list
+}
+
 // in is t in another phase.
 func (t *Transaction) in(p transport.KeycopyPhase) *Transaction {
 	after := *t

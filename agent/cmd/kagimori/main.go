@@ -34,7 +34,7 @@ func main() {
 
 func program() *verb.Frame {
 	f := verb.New("kagimori", "Keeper of this terminal's keys", long, verb.Version)
-	f.Add(runVerb(), provisionVerb(), statusVerb(), credentialVerbs(), keycopyVerbs(), relayVerbs(), pinVerbs())
+	f.Add(runVerb(), provisionVerb(), statusVerb(), credentialVerbs(), keycopyVerbs(), relayVerbs(), pinVerbs(), chipVerbs())
 	shared := daemon.Program{
 		Name: "kagimori", Interface: "com.kagimori.agent", Built: daemon.Built(built),
 		Load: func(path string) (configs.HSM, string, error) {
