@@ -21,6 +21,7 @@ type pair struct {
 	random *rand.Rand
 	line   *cable
 	ends   [2]*terminal // the first one is issued the keys
+	cut    int          // runs that ended without the keys since the last lock
 	logs   []string     // what has happened, for whoever has to find out why
 	began  time.Time
 }
@@ -99,7 +100,7 @@ func (p *pair) until(what string, ok func() bool) {
 }
 
 // linePatience bounds every wait for what has to cross the line.
-const linePatience = 2 * time.Minute
+const linePatience = 4 * time.Minute
 
 // kill ends the agent of an end, as a power cut does.
 func (p *pair) kill(e *terminal) {
