@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 
 	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
@@ -97,7 +98,7 @@ func withCode(codes []heldCode, c heldCode) ([]heldCode, error) {
 		return nil, fmt.Errorf("this terminal holds %d security codes already: retire one of them first", len(codes))
 	}
 	codes = append(codes, c)
-	slices.SortFunc(codes, func(a, b heldCode) int { return int(b.epoch) - int(a.epoch) })
+	sort.Slice(codes, func(i, j int) bool { return codes[i].epoch > codes[j].epoch })
 	return codes, nil
 }
 

@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"slices"
+	"sort"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -96,7 +96,7 @@ func forget(tx *store.Tx, keep int) error {
 	if err != nil || len(done) <= keep {
 		return err
 	}
-	slices.SortStableFunc(done, func(a, b entry) int { return int(min(1, max(-1, a.time-b.time))) })
+	sort.SliceStable(done, func(i, j int) bool { return done[i].time < done[j].time })
 	for _, e := range done[:len(done)-keep] {
 		if err := tx.Delete(bucketLedger, e.key); err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -83,11 +84,12 @@ func (a *Agent) deals() (list []KeycopyDeal, err error) {
 		})
 	})
 	slices.Reverse(list)
-	slices.SortStableFunc(list, func(x, y KeycopyDeal) int {
+	sort.SliceStable(list, func(i, j int) bool {
+		x, y := &list[i], &list[j]
 		if x.Open != y.Open {
-			return map[bool]int{true: -1, false: 1}[x.Open]
+			return x.Open
 		}
-		return y.At.Compare(x.At)
+		return x.At.After(y.At)
 	})
 	return list, err
 }

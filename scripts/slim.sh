@@ -5,7 +5,7 @@
 #
 #   paho   its ways to connect (we hand it a connection), and with them net/http
 #          and SOCKS proxies
-#   cobra  one regular expression, and with it regexp
+#   cobra  one regular expression, and with it regexp; templates
 #
 # If a later release no longer looks as expected here, this script or the build
 # fails; the stories run what is built so.
@@ -77,10 +77,20 @@ put paho github.com/eclipse/paho.mqtt.golang
 take github.com/spf13/cobra cobra .
 expect cobra completions.go 'var configEnvVarPrefixSubstRegexp = regexp.MustCompile(`\[^A-Z0-9_\]`)'
 sed -i -e '/^\t"regexp"$/d' -e 's/^var configEnvVarPrefixSubstRegexp = .*/var configEnvVarPrefixSubstRegexp notInNames/' "$work/cobra/completions.go"
+expect cobra cobra.go '^func tmpl(text string) \*tmplFunc {$'
+sed -i -e '/^\t"text\/template"$/d' -e '/^var templateFuncs/,/^}/d' -e '/^func AddTemplateFunc/,/^}/d' -e '/^func tmpl(/,/^}/d' "$work/cobra/cobra.go"
 cat >"$work/cobra/names.go" <<'END'
 package cobra
 
-import "strings"
+import (
+	"errors"
+	"io"
+	"strings"
+)
+
+func tmpl(text string) *tmplFunc {
+	return &tmplFunc{text, func(io.Writer, interface{}) error { return errors.New("this program has no templates") }}
+}
 
 type notInNames struct{}
 

@@ -15,7 +15,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
+	"sort"
 	"strings"
 	"sync"
 	"syscall"
@@ -175,7 +175,7 @@ func (b *boot) files() []agent.ApprovalFile {
 		}
 		list = append(list, b.look(e.Name()))
 	}
-	slices.SortStableFunc(list, func(x, y agent.ApprovalFile) int { return at[y.File].Compare(at[x.File]) })
+	sort.SliceStable(list, func(i, j int) bool { return at[list[i].File].After(at[list[j].File]) })
 	good := 0
 	for i := range list {
 		if list[i].Problem == "" {

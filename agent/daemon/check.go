@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
@@ -61,44 +61,61 @@ var starved = []string{"out of memory", "cannot allocate memory", "failed to cre
 func checkOnce(ctx context.Context, path string) (died, err error) {
 	limited, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	var words head
-	// This program, also when an update has put another one in its place.
-	cmd := exec.CommandContext(limited, "/proc/self/exe", checkVerb, path)
-	cmd.Args[0] = os.Args[0]
-	cmd.Env = []string{"GOTRACEBACK=none"} // and nothing of the service manager's
-	cmd.Stderr = &words
-	// It must not outlive the daemon and hold the file. The kernel looks at the
-	// thread that started it, so that has to stay.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	err = cmd.Run()
-	var exit *exec.ExitError
+	state, said, err := runCheck(limited, path)
 	switch {
-	case err == nil:
-		return nil, nil
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case limited.Err() != nil:
 		return nil, fmt.Errorf("%w: it did not end in %v", errStarved, checkTime)
-	case !errors.As(err, &exit):
+	case err != nil:
 		return nil, fmt.Errorf("check the store in a process of its own: %w", err)
+	case state.Success():
+		return nil, nil
 	}
-	said := firstLine(words.text)
-	killed := exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
-	if killed || exit.ExitCode() == control.Usage.Exit() && slices.ContainsFunc(starved, func(s string) bool { return strings.Contains(said, s) }) {
-		return nil, fmt.Errorf("%w: %v: %s", errStarved, exit, said)
+	killed := state.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
+	if killed || state.ExitCode() == control.Usage.Exit() && slices.ContainsFunc(starved, func(s string) bool { return strings.Contains(said, s) }) {
+		return nil, fmt.Errorf("%w: %v: %s", errStarved, state, said)
 	}
-	switch exit.ExitCode() {
+	switch state.ExitCode() {
 	case control.Storage.Exit():
 		return nil, fmt.Errorf("%w (%s)", store.ErrDamaged, said)
 	case control.Conflict.Exit():
 		return nil, fmt.Errorf("%w: it uses %s", store.ErrLocked, path)
 	case -1, control.Usage.Exit(): // a signal, or a crash of the Go runtime
-		return fmt.Errorf("died: %v: %s", exit, said), nil
+		return fmt.Errorf("died: %v: %s", state, said), nil
 	default:
-		return nil, fmt.Errorf("check the store in a process of its own: %v: %s", exit, said)
+		return nil, fmt.Errorf("check the store in a process of its own: %v: %s", state, said)
 	}
+}
+
+// runCheck runs one until it ends or is killed with ctx, and gives the first
+// line of what it says. os/exec would do it too, in another 20 KiB.
+func runCheck(ctx context.Context, path string) (state *os.ProcessState, said string, err error) {
+	words, theirs, err := os.Pipe()
+	if err != nil {
+		return nil, "", err
+	}
+	defer words.Close()
+	// It must not outlive the daemon and hold the file. The kernel looks at the
+	// thread that started it, so that has to stay.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	// This program, also when an update has put another one in its place.
+	p, err := os.StartProcess("/proc/self/exe", []string{os.Args[0], checkVerb, path}, &os.ProcAttr{
+		Env:   []string{"GOTRACEBACK=none"}, // and nothing of the service manager's
+		Files: []*os.File{nil, nil, theirs},
+		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
+	})
+	theirs.Close()
+	if err != nil {
+		return nil, "", err
+	}
+	defer context.AfterFunc(ctx, func() { _ = p.Kill() })()
+	text, _ := io.ReadAll(io.LimitReader(words, maxWords))
+	_, _ = io.Copy(io.Discard, words)
+	state, err = p.Wait()
+	said, _, _ = strings.Cut(string(text), "\n")
+	return state, said, err
 }
 
 // CheckVerb is the other side. Its exit code says damage apart from all else.
@@ -121,17 +138,4 @@ the file. It needs no key, changes nothing, and waits for no daemon.`,
 			return err
 		},
 	}
-}
-
-// head keeps the beginning of what is written to it.
-type head struct{ text []byte }
-
-func (h *head) Write(p []byte) (int, error) {
-	h.text = append(h.text, p[:min(len(p), maxWords-len(h.text))]...)
-	return len(p), nil
-}
-
-func firstLine(text []byte) string {
-	line, _, _ := strings.Cut(string(text), "\n")
-	return line
 }

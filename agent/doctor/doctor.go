@@ -12,6 +12,7 @@ package doctor
 import (
 	"cmp"
 	"slices"
+	"sort"
 	"strings"
 )
 
@@ -75,8 +76,9 @@ func (r *Report) Add(more ...Finding) {
 			r.Findings = append(r.Findings, f)
 		}
 	}
-	slices.SortStableFunc(r.Findings, func(a, b Finding) int {
-		return cmp.Or(cmp.Compare(a.Severity.rank(), b.Severity.rank()), cmp.Compare(a.Exit, b.Exit))
+	sort.SliceStable(r.Findings, func(i, j int) bool {
+		a, b := &r.Findings[i], &r.Findings[j]
+		return cmp.Or(cmp.Compare(a.Severity.rank(), b.Severity.rank()), cmp.Compare(a.Exit, b.Exit)) < 0
 	})
 	r.Exit = 0
 	if len(r.Findings) > 0 && r.Findings[0].Severity != Note {
