@@ -111,12 +111,12 @@ func TestChipKeys(t *testing.T) {
 	r.targetConfig.Parent = parent
 	held := r.sourceConfig.Records
 	asked := 0
-	r.sourceConfig.Records = func(ctx context.Context, p *transport.KeycopyParent) ([]transport.CredentialRecord, []transport.KeycopyWithheld, error) {
+	r.sourceConfig.Records = func(ctx context.Context, wanted []transport.Name, p *transport.KeycopyParent) ([]transport.CredentialRecord, []transport.KeycopyWithheld, error) {
 		if p == nil || p.Public[0] != 1 {
 			t.Errorf("parent %v", p)
 		}
 		asked++
-		records, _, err := held(ctx, p)
+		records, _, err := held(ctx, wanted, p)
 		return records, []transport.KeycopyWithheld{{ID: "cr-1234", Reason: transport.KeycopyMoving}}, err
 	}
 	r.arm("12345678", "12345678")
