@@ -113,7 +113,7 @@ func TestKeyCopyShowsNothingOnTheBus(t *testing.T) {
 		State: transport.CredentialActive, Transfer: transport.TransferCopy, Secret: transport.CredentialSecret{Form: transport.SecretPKCS8, Bytes: bytes.Clone(key)},
 	}
 	source := keycopy.NewSource(keycopy.SourceConfig{End: old.end(1), Codes: []keycopy.SecurityCode{old.code}, Journal: &briefly{},
-		Records: func(context.Context, *transport.KeycopyParent) ([]transport.CredentialRecord, []transport.KeycopyWithheld, error) {
+		Records: func(context.Context, []transport.Name, *transport.KeycopyParent) ([]transport.CredentialRecord, []transport.KeycopyWithheld, error) {
 			r := record
 			r.Secret.Bytes = bytes.Clone(key)
 			return []transport.CredentialRecord{r}, nil, nil
