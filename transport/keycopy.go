@@ -224,11 +224,11 @@ var keycopyFaultText = map[KeycopyFault]string{
 	KeycopyAuthFailed:       "the codes of the two terminals do not match; check the operator code, and that both were provisioned for one group",
 	KeycopyNotArmed:         "no operator code is in force on the old terminal; run there: kagimori keycopy offer",
 	KeycopyBusy:             "the old terminal is serving another one; try again when that is done",
-	KeycopyTxnUnknown:       "the other terminal does not know this copy; start a new one",
-	KeycopyTxnConflict:      "this copy went on elsewhere; start a new one",
+	KeycopyTxnUnknown:       "the other terminal does not know this copy, or cannot prove that it does; check that it is the right one",
+	KeycopyTxnConflict:      "this copy went on in another way at the other terminal; compare the two: kagimori keycopy list",
 	KeycopyManifestRejected: "nothing that was offered can be taken; see the reasons listed",
-	KeycopyStoreFailed:      "a terminal could not write its store; check its disk, then start a new copy",
-	KeycopyAborted:          "the copy was stopped; start a new one",
+	KeycopyStoreFailed:      "a terminal could not write its store; check its disk",
+	KeycopyAborted:          "the copy was stopped",
 	KeycopyTimeout:          "the other terminal did not answer in time; check the network, then try again",
 }
 

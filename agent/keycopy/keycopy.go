@@ -10,8 +10,7 @@
 //
 // The package is pure: frames in, frames out. It opens no connection and no
 // file; time, randomness, the security code's MAC and durable writes are passed
-// in. Mode pake with transfer copy is spoken. Moving (COMMIT, ACTIVATED) and
-// resuming (RESUME) have their numbers in transport and are refused.
+// in. What outlives a connection is a Transaction, in a Journal.
 package keycopy
 
 import (

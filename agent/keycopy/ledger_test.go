@@ -27,6 +27,7 @@ type ledger struct {
 
 	deals    []*Transaction // each that was written, in order
 	journal  map[transport.ID]*Transaction
+	lent     []transport.Sensitive // resume keys that Find gave out
 	received []transport.CredentialRecord // stored by Stage, in use or not
 	disabled map[transport.Name]bool      // held and not to be used
 	gone     map[transport.Name]bool      // of the Source: destroyed
@@ -85,15 +86,13 @@ func (l *ledger) Succeed(context.Context) error {
 func (l *ledger) Find(_ context.Context, id transport.ID) (*Transaction, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.find(id)
-}
-
-func (l *ledger) find(id transport.ID) (*Transaction, error) {
-	t, ok := l.journal[id]
+	held, ok := l.journal[id]
 	if !ok {
 		return nil, ErrUnknownTransaction
 	}
-	return deepCopy(t), nil
+	t := deepCopy(held)
+	l.lent = append(l.lent, t.Resume)
+	return t, nil
 }
 
 // deepCopy is t as it comes back from a disk.

@@ -3,6 +3,7 @@ package keycopy
 // The rig for transactions that outlive a connection.
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"testing"
@@ -41,7 +42,9 @@ func (r *rig) offered() *Transaction {
 func (r *rig) resumeOnce(t testing.TB, s *Source, change alter) (sourceErr, targetErr error) {
 	t.Helper()
 	sc, tc := newChannels()
-	return r.pumpResume(t.Context(), s, r.txn(t).ID, sc, tc, change)
+	sourceErr, targetErr = r.pumpResume(t.Context(), s, r.txn(t).ID, sc, tc, change)
+	r.wantLentWiped(t)
+	return sourceErr, targetErr
 }
 
 func (r *rig) pumpResume(ctx context.Context, s *Source, id transport.ID, sc, tc transport.KeycopyChannel, change alter) (sourceErr, targetErr error) {
@@ -84,6 +87,18 @@ func (r *rig) judgeKeys(t testing.TB, when string) {
 		}
 		if r.sourceLedger.gone[c.ID] && !target {
 			t.Errorf("at %s nobody uses %s", when, c.ID)
+		}
+	}
+}
+
+// wantLentWiped finds each resume key that a journal gave out empty.
+func (r *rig) wantLentWiped(t testing.TB) {
+	t.Helper()
+	for name, l := range map[string]*ledger{"source": r.sourceLedger, "target": r.targetLedger} {
+		for i, key := range l.lent {
+			if !bytes.Equal(key, make([]byte, len(key))) {
+				t.Errorf("%s: resume key %d is not wiped", name, i)
+			}
 		}
 	}
 }

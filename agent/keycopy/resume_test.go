@@ -169,6 +169,52 @@ func TestCallOff(t *testing.T) {
 	}
 }
 
+// The operator calls it off while the offer is being recorded: no GRANT leaves,
+// and nothing stays on record to go on with.
+func TestCallOffBeforeTheGrant(t *testing.T) {
+	r := newRig(t, 2)
+	r.sourceLedger.onWrite = func(what string) {
+		if what == "offered" {
+			if err := r.source.CallOff(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	sc, tc := newChannels()
+	sourceErr, targetErr := r.pump(t.Context(), sc, tc, func(h hop) transport.KeycopyFrame { return noKeyFrames(t, h) })
+	wantFault(t, "source", sourceErr, transport.KeycopyAborted, false)
+	wantFault(t, "target", targetErr, transport.KeycopyAborted, true)
+	if s := r.offered(); s.Phase != transport.KeycopyAbandoned {
+		t.Errorf("%s", s.Phase)
+	}
+	if o := r.ended(t); o.Reason != EndDisarmed || o.Transaction.Phase != transport.KeycopyAbandoned {
+		t.Errorf("%+v", o)
+	}
+	r.wantWiped(t)
+}
+
+// A receipt that another Source took, such as a responder, ends the code as well
+// when the Target comes back to its own.
+// req: C5
+func TestReceiptElsewhere(t *testing.T) {
+	r := newRig(t, 2)
+	r.moving(true)
+	sc, tc := newChannels()
+	r.pump(t.Context(), sc, tc, cut(6, asSent))
+	r.resumeOnce(t, NewResponder(r.sourceConfig), cut(3, asSent)) // COMMIT is lost
+	if state, _ := r.source.State(); state != Serving || r.offered().Phase != transport.KeycopyCommitted {
+		t.Fatalf("%s, %s", state, r.offered().Phase)
+	}
+	if sourceErr, targetErr := r.resumeOnce(t, r.source, asSent); sourceErr != nil || targetErr != nil {
+		t.Fatal(sourceErr, targetErr)
+	}
+	if o := r.ended(t); o.Reason != EndDelivered {
+		t.Errorf("%+v", o)
+	}
+	r.wantFinished(t)
+	r.wantWiped(t)
+}
+
 // A new offer ends the one that has come to no receipt, a new copy the one that
 // has come to no key.
 func TestNewCopyEndsTheOld(t *testing.T) {

@@ -117,15 +117,14 @@ func (r *rig) forgotten(t testing.TB, want bool) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		deal, err := r.sourceLedger.Find(t.Context(), r.txn(t).ID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if (len(deal.Resume) == 0) == want {
+		r.sourceLedger.mu.Lock()
+		left := len(r.offered().Resume)
+		r.sourceLedger.mu.Unlock()
+		if (left == 0) == want {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("the Source has %d bytes to resume with", len(deal.Resume))
+			t.Fatalf("the Source has %d bytes to resume with", left)
 		}
 		<-time.After(5 * time.Millisecond)
 	}

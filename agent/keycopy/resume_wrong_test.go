@@ -67,6 +67,7 @@ func TestResumeWithoutTheKey(t *testing.T) {
 			was.Resume, was.Side = slices.Clone(key), transport.KeycopySource
 			r.sourceLedger.journal[id] = was
 			r.untouched(t, name, at)
+			r.wantLentWiped(t)
 		}
 		if sourceErr, targetErr := r.resumeOnce(t, r.source, asSent); sourceErr != nil || targetErr != nil {
 			t.Error(sourceErr, targetErr)

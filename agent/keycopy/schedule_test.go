@@ -290,7 +290,7 @@ func TestRunsWipeTheirKeys(t *testing.T) {
 			held = append(held, k.admit, k.prs, k.mix)
 		}
 		for _, k := range []*runKeys{s.keys, g.keys} {
-			held = append(held, k.confirmTarget, k.confirmSource, k.item, k.receipt, k.close)
+			held = append(held, k.confirmTarget, k.confirmSource, k.item, k.receipt, k.commit, k.activated, k.close, k.resume)
 		}
 		for _, rec := range g.records {
 			held = append(held, rec.Secret.Bytes)

@@ -278,12 +278,17 @@ func (s *Source) enlist(r *sourceRun) {
 }
 
 // join is enlist for a connection that goes on with a transaction, if it is
-// that one.
-func (s *Source) join(r *sourceRun) {
+// that one. A receipt may have come in another way.
+func (s *Source) join(r *sourceRun, on transport.KeycopyPhase) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.state == Serving && r.txn == s.txn {
-		s.enlist(r)
+	if s.state != Serving || r.txn != s.txn {
+		return
+	}
+	s.enlist(r)
+	if on == transport.KeycopyCommitted || on == transport.KeycopyDone {
+		s.code.Wipe()
+		s.receipt = true
 	}
 }
 

@@ -43,7 +43,7 @@ func (r *sourceRun) consumeResume(ctx context.Context, f transport.KeycopyFrame)
 		return err
 	}
 	r.admitted, r.proven, r.txn, r.deal = true, true, t.ID, t.shown()
-	r.source.join(r)
+	r.source.join(r, t.Phase)
 	if err := r.reopen(ctx, t, m.Phase); err != nil {
 		return err
 	}
@@ -84,12 +84,7 @@ func (r *sourceRun) reload(ctx context.Context, t *Transaction) error {
 	if r.offer, err = again(records, t.Items, cfg.Clock().Date); err == nil {
 		return nil
 	}
-	after, _, failed := record(ctx, cfg.Journal, t.ID, giveUp)
-	if failed != nil {
-		return errors.Join(failed, err)
-	}
-	r.note(after)
-	return nil
+	return r.abandon(ctx)
 }
 
 // conflict notes that the Target uses what was taken back, or never left, here.

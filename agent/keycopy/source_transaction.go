@@ -45,8 +45,23 @@ func (r *sourceRun) prepareGrant(ctx context.Context) error {
 		}
 	}
 	r.note(t.shown())
+	if err := r.source.serving(r); err != nil { // it was called off meanwhile
+		return errors.Join(err, r.abandon(ctx))
+	}
 	cfg.tell(r.event(EventGranted, Event{Items: len(t.Items)}))
 	return nil
+}
+
+// abandon ends the transaction unless it has come to a receipt.
+func (r *sourceRun) abandon(ctx context.Context) error {
+	if r.deal.Phase == 0 {
+		return nil
+	}
+	t, _, err := record(ctx, r.source.cfg.Journal, r.txn, giveUp)
+	if err == nil {
+		r.note(t)
+	}
+	return err
 }
 
 // note keeps the transaction as it is on record by now.
@@ -224,12 +239,7 @@ func (r *sourceRun) turnedDown(ctx context.Context, err error) error {
 	if !ok || !e.Remote || e.Fault != transport.KeycopyManifestRejected || r.deal == nil || r.deal.Phase != transport.KeycopyOffered {
 		return err
 	}
-	t, _, failed := record(ctx, r.source.cfg.Journal, r.txn, giveUp)
-	if failed != nil {
-		return errors.Join(err, failed)
-	}
-	r.note(t)
-	return err
+	return errors.Join(err, r.abandon(ctx))
 }
 
 // giveUp abandons what has come to no receipt, and leaves alone what has.
