@@ -1,5 +1,3 @@
-// Package mdns finds an offer of a key copy on the local network (RFC 6762, RFC
-// 6763), and says where this machine can be reached. START HERE.
 package mdns
 
 import (
