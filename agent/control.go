@@ -57,6 +57,10 @@ type (
 		Credentials []transport.Name      `json:"credentials,omitempty"`
 		Mode        transport.KeycopyMode `json:"mode,omitempty"` // none: the first that is enabled here
 	}
+	// FindReply is where offers are announced; anybody can say so.
+	FindReply struct {
+		Addresses []string `json:"addresses"`
+	}
 	// DisarmReply says whether there was an offer.
 	DisarmReply struct {
 		Disarmed bool `json:"disarmed"`
@@ -91,6 +95,11 @@ func (a *Agent) Interface() control.Interface {
 			control.Method{
 				Name: "KeycopyUnlock", Class: control.Admin, Handle: func(context.Context, *control.Call) error { return a.unlock() },
 				Doc: "Forgets the wrong operator codes that have locked this terminal.",
+			},
+			control.Method{
+				Name: "KeycopyFind", Class: control.Operate, Out: FindReply{}, Handle: a.keycopyFind,
+				Doc: "Asks on the local networks for two seconds where an offer waits. What answers may be anybody:\n" +
+					"the operator code decides.",
 			},
 			control.Method{
 				Name: "KeycopyFetch", Class: control.Operate, In: FetchParams{}, Out: KeycopyEvent{}, Stream: true, Handle: a.keycopyFetch,

@@ -33,6 +33,8 @@ type KeycopyConfig struct {
 	CodeTTL time.Duration
 	// Codes says who makes operator codes; "" is keycopy.CodesGenerated.
 	Codes keycopy.CodePolicy
+	// Announce answers those on the local networks who ask where an offer waits.
+	Announce bool
 	// Numbers are those that are written on this terminal: a code of an operator's
 	// own has nothing of them. The terminal's name need not be among them.
 	Numbers []string

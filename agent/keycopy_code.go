@@ -39,34 +39,32 @@ type fetchOrder struct {
 	mode     transport.KeycopyMode // "": the first that is enabled
 }
 
-// operatorCode makes the code of an offer, or takes the operator's own. A
-// refusal costs nothing.
-func (a *Agent) operatorCode(ctx context.Context, p *party, order armOrder) (*keycopy.OperatorCode, error) {
+// operatorCode makes the code of an offer, or takes the operator's own and gives
+// its tag. A refusal costs nothing.
+func (a *Agent) operatorCode(ctx context.Context, p *party, order armOrder) (*keycopy.OperatorCode, *uint16, error) {
 	now := a.backdated(p.clock())
 	policy := a.cfg.Keycopy.Codes
 	if order.typed == nil {
 		if !policy.Allows(keycopy.CodeGenerated) {
-			return nil, control.Problemf(control.Conflict, "choose a code of your own and type it here and on the new terminal: "+a.cfg.Program+" keycopy offer --typed", "this terminal makes no operator codes (codes = \"typed\" in its [keycopy] section)")
+			return nil, nil, control.Problemf(control.Conflict, "choose a code of your own and type it here and on the new terminal: "+a.cfg.Program+" keycopy offer --typed", "this terminal makes no operator codes (codes = \"typed\" in its [keycopy] section)")
 		}
-		return keycopy.NewOperatorCode(rand.Reader, now)
+		code, err := keycopy.NewOperatorCode(rand.Reader, now)
+		return code, nil, err
 	}
 	if !policy.Allows(keycopy.CodeTyped) {
 		order.typed.Wipe()
-		return nil, control.Problemf(control.Conflict, "use the code that it makes: "+a.cfg.Program+" keycopy offer; or have codes = \"either\" set in the [keycopy] section of both terminals", "this terminal takes no operator codes but those that it makes")
+		return nil, nil, control.Problemf(control.Conflict, "use the code that it makes: "+a.cfg.Program+" keycopy offer; or have codes = \"either\" set in the [keycopy] section of both terminals", "this terminal takes no operator codes but those that it makes")
 	}
 	code, err := keycopy.CodesTyped.Parse(order.typed, now)
 	if err != nil {
-		return nil, control.Problemf(control.BadInput, "choose another code; this cost nothing", "%w", err)
+		return nil, nil, control.Problemf(control.BadInput, "choose another code; this cost nothing", "%w", err)
 	}
 	tag, err := a.judgeTyped(ctx, p, code)
-	if err == nil {
-		err = p.vault.update(func(tx *store.Tx) error { return p.vault.useCode(tx, tag, true) })
-	}
 	if err != nil {
 		code.Wipe()
-		return nil, err
+		return nil, nil, err
 	}
-	return code, nil
+	return code, tag, nil
 }
 
 // typedCode reads the code that was typed at the new terminal, and gives its tag

@@ -96,8 +96,11 @@ func (d *door) offer(ctx context.Context, o *offering) error {
 	d.copies.mu.Lock()
 	d.copies.offer = o
 	d.copies.mu.Unlock()
+	announced, quiet := context.WithCancel(ctx)
+	d.watching.Go(func() { d.announce(announced, o.chosen.Listen) })
 	d.watching.Go(func() {
 		o.outcome = o.source.Watch(ctx)
+		quiet()
 		o.farewell()
 		d.ended <- o
 	})

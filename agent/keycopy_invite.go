@@ -79,3 +79,26 @@ func (p *party) dial(ctx context.Context, address string) (conn *tcp.Conn, err e
 	}
 	return nil, err
 }
+
+// announce answers those who look for an offer, if it is to, until ctx ends.
+func (a *Agent) announce(ctx context.Context, listen string) {
+	at, err := netip.ParseAddrPort(listen)
+	if err != nil || !a.cfg.Keycopy.Announce {
+		return
+	}
+	if err := mdns.Answer(ctx, at.Port(), a.log); err != nil {
+		a.log.Warn("offer not announced", "err", err) // its address can be typed
+	}
+}
+
+func (a *Agent) keycopyFind(ctx context.Context, call *control.Call) error {
+	found, err := mdns.Find(ctx)
+	if err != nil {
+		return control.Problemf(control.Unavailable, "type the address that the old terminal shows", "%w", err)
+	}
+	out := FindReply{Addresses: []string{}}
+	for _, f := range found {
+		out.Addresses = append(out.Addresses, f.String())
+	}
+	return call.Reply(out)
+}

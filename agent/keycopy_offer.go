@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -29,6 +30,7 @@ type offering struct {
 	party    *party
 	source   *keycopy.Source
 	operator *keycopy.OperatorCode
+	tag      *uint16      // of a code that the operator typed
 	chosen   KeycopyEvent // what would be copied
 	events   chan KeycopyEvent
 	done     chan struct{}   // closed when it has ended
@@ -66,7 +68,7 @@ func (a *Agent) arm(ctx context.Context, order armOrder) (o *offering, code []by
 	if err := p.show(); err != nil {
 		return nil, nil, err
 	}
-	if o.operator, err = a.operatorCode(ctx, p, order); err != nil {
+	if o.operator, o.tag, err = a.operatorCode(ctx, p, order); err != nil {
 		return nil, nil, err
 	}
 	if o.chosen.CodeKind = o.operator.Kind(); o.chosen.CodeKind == keycopy.CodeGenerated {
@@ -98,7 +100,11 @@ func (a *Agent) stand(ctx context.Context, o *offering) error {
 
 // opened is called when the door is open, before anybody is let in.
 func (o *offering) opened(at net.Addr) error {
-	if err := o.party.vault.logged(audit.CopyOffered, at, "%s", offered(o.chosen.Keys)); err != nil {
+	v := o.party.vault
+	err := v.update(func(tx *store.Tx) error {
+		return errors.Join(v.useCode(tx, o.tag, true), v.audit(tx, audit.CopyOffered, at.String(), "%s", offered(o.chosen.Keys)))
+	})
+	if err != nil {
 		return err
 	}
 	o.chosen.Seconds = int(math.Ceil(o.operator.Remaining(o.party.clock()).Seconds()))

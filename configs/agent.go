@@ -26,6 +26,8 @@ type Keycopy struct {
 	CodeTTL Duration `toml:"code_ttl"`
 	// Codes says who makes operator codes: "generated", "typed" or "either".
 	Codes string `toml:"codes"`
+	// Announce says on the local networks where an offer waits, while it does.
+	Announce bool `toml:"announce"`
 	// Numbers are those written on this terminal, which no typed code may have in it.
 	Numbers []string `toml:"numbers"`
 	// Enabled lists the modes that this terminal takes part in, the default first;

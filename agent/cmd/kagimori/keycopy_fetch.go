@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -20,13 +21,15 @@ const typings = 5
 
 func fetchVerb() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "fetch HOST:PORT",
+		Use:   "fetch [HOST:PORT]",
 		Short: "On the new terminal: copy the keys that the old one offers",
 		Long: `Asks for the operator code that the old terminal shows, and copies its
 credentials to this one. The code is read from the terminal without echo, or
 else as one line of standard input; it may be typed in groups and in full width.
 Whatever stands in the QR code of "kagimori keycopy offer --qr" may be given
 instead of HOST:PORT: then this terminal also makes sure that it is that one.
+Without either it looks on the local networks for a terminal that offers keys and
+announces it (announce in [keycopy], off by default), and asks before it dials.
 
 When it says that you may unplug the old terminal, you may; before that, leave it
 on. If the connection breaks or the power goes after the codes matched, this
@@ -45,14 +48,23 @@ mistyped (that cost nothing), 130 after Ctrl-C.`,
 	mode := cmd.Flags().String("mode", "", "propose this `MODE` (pake, kek, direct); by default the first that is enabled")
 	copyOnly := cmd.Flags().Bool("copy-only", false, "leave what would move at the old terminal")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if _, _, err := net.SplitHostPort(args[0]); err != nil && !keycopy.IsInvitation(args[0]) {
-			return control.Problemf(control.Usage, "give it as the old terminal shows it, for example 192.0.2.7:8885", "%q is not HOST:PORT", args[0])
+		if len(args) == 1 {
+			if _, _, err := net.SplitHostPort(args[0]); err != nil && !keycopy.IsInvitation(args[0]) {
+				return control.Problemf(control.Usage, "give it as the old terminal shows it, for example 192.0.2.7:8885", "%q is not HOST:PORT", args[0])
+			}
 		}
 		c, err := verb.Dial(cmd)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
+		if len(args) == 0 {
+			found, err := find(cmd, c)
+			if err != nil {
+				return err
+			}
+			args = []string{found}
+		}
 		in := agent.FetchParams{Address: args[0], Credentials: names(*ids), CopyOnly: *copyOnly, Mode: transport.KeycopyMode(*mode)}
 		for try := 1; ; try++ {
 			err := fetch(cmd, c, in)
@@ -80,4 +92,24 @@ func fetch(cmd *cobra.Command, c *control.Client, in agent.FetchParams) (err err
 		}
 		return show.happened(ev)
 	})
+}
+
+// find looks for an offer that is announced. One that answers may be anybody's,
+// so a person says whether it is the one.
+func find(cmd *cobra.Command, c *control.Client) (string, error) {
+	var out agent.FindReply
+	if err := c.Call(cmd.Context(), "com.kagimori.agent.KeycopyFind", nil, &out); err != nil {
+		return "", err
+	}
+	const next = "give the address that the old terminal shows: kagimori keycopy fetch HOST:PORT"
+	switch len(out.Addresses) {
+	case 0:
+		return "", control.Problemf(control.NotFound, next, "no terminal on the local networks announces an offer")
+	case 1:
+		if !verb.Asks(cmd) {
+			return "", control.Problemf(control.Usage, next, "a terminal at %s offers keys, and nobody is here to say whether it is the right one", out.Addresses[0])
+		}
+		return out.Addresses[0], verb.Confirm(cmd, fmt.Sprintf("A terminal at %s offers keys. Compare that with the address on its display: anybody can say so.", out.Addresses[0]))
+	}
+	return "", control.Problemf(control.Conflict, next, "several terminals announce an offer: %s", strings.Join(out.Addresses, ", "))
 }

@@ -66,7 +66,7 @@ func agentConfig(cfg *configs.Agent) agent.Config {
 	if len(cfg.Keycopy.Enabled) > 0 {
 		c.Keycopy = &agent.KeycopyConfig{Listen: cfg.Keycopy.Listen, CodeTTL: cfg.Keycopy.CodeTTL.D(),
 			Codes: keycopy.CodePolicy(cfg.Keycopy.Codes), Numbers: slices.Concat(cfg.Keycopy.Numbers, ownNumbers()),
-			RequireIdentity: cfg.Keycopy.RequireIdentity}
+			RequireIdentity: cfg.Keycopy.RequireIdentity, Announce: cfg.Keycopy.Announce}
 		for _, m := range cfg.Keycopy.Enabled {
 			c.Keycopy.Modes = append(c.Keycopy.Modes, transport.KeycopyMode(m))
 		}
