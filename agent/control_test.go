@@ -56,6 +56,8 @@ func TestClasses(t *testing.T) {
 	want := map[string]control.Class{
 		"Status": control.Read, "CredentialList": control.Read, "CredentialShow": control.Read, "RelayList": control.Read,
 		"KeycopyOffer": control.Operate, "KeycopyDisarm": control.Operate, "KeycopyFetch": control.Operate, "KeycopyUnlock": control.Admin, "Provision": control.Admin,
+		"KeycopyList": control.Read, "KeycopyShow": control.Read, "KeycopyResume": control.Operate, "KeycopyAbandon": control.Operate,
+		"KeycopyReclaim": control.Admin, "KeycopyActivate": control.Admin, "KeycopyDrop": control.Admin,
 		"AuditList": control.Read, "AuditVerify": control.Read, "Doctor": control.Read, "KeyStorage": control.Read,
 		"LockoutSet": control.Admin, "LockoutReset": control.Admin, "PINSet": control.Admin, "PINClear": control.Admin,
 		"RecoveryStatus": control.Read, "RecoveryStart": control.Admin, "RecoveryAcceptOlder": control.Admin, "RecoveryExport": control.Admin, "RecoveryImport": control.Admin,

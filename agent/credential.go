@@ -51,11 +51,15 @@ func (s *session) issue(ctx context.Context, c *transport.Command) (step, error)
 		return refuse("%v", err), nil
 	}
 	var pending bool
+	var moving string
 	err := s.store.View(func(tx *store.Tx) (err error) {
 		if pending, err = tx.Get(bucketPending, c.ID.String(), &p); err != nil {
 			return err
 		}
-		held, err = holding(tx, order.Credential)
+		if held, err = holding(tx, order.Credential); err != nil {
+			return err
+		}
+		moving, err = movingBy(tx, held, order.Credential)
 		return err
 	})
 	if err != nil {
@@ -65,6 +69,8 @@ func (s *session) issue(ctx context.Context, c *transport.Command) (step, error)
 	switch {
 	case pending:
 		return step{ask: &transport.CredentialRequest{Command: c.ID, CSR: p.CSR}}, nil
+	case moving != "":
+		return refuse("credential %s is %s: settle that first", order.Credential, moving), nil
 	case held != nil && (held.Record.Service != order.Service || held.Record.Usage != order.Usage):
 		return refuse("this terminal holds credential %s for service %s already", order.Credential, held.Record.Service), nil
 	}
@@ -173,6 +179,21 @@ func (s *session) certificate(m *transport.CredentialCertificate) error {
 		return s.give(m.Command, refuse("the certificate that the server issued was not accepted: %v", err))
 	}
 	h := holdingRecord{Record: *record, Origin: OriginIssue, Since: s.clock.Stamp()}
+	var moving string
+	err = s.store.View(func(tx *store.Tx) error {
+		held, err := holding(tx, h.Record.ID)
+		defer held.wipe()
+		if err == nil {
+			moving, err = movingBy(tx, held, h.Record.ID)
+		}
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case moving != "": // what is here now is another terminal's to use
+		return s.give(m.Command, refuse("credential %s is %s: settle that first", h.Record.ID, moving))
+	}
 	return s.give(m.Command, step{state: transport.CommandDone, effect: func(tx *store.Tx) error {
 		if err := hold(tx, &h); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"time"
 
@@ -132,7 +133,7 @@ func (a *Agent) held(v *vault, s *doctor.Snapshot) {
 	s.Held.Offer, s.Held.PIN = a.copies.offer != nil, a.copies.judging
 	a.copies.mu.Unlock()
 	err := v.store.View(func(tx *store.Tx) error {
-		for bucket, n := range map[string]*int{bucketOutbox: &s.Held.Results, bucketPending: &s.Held.Requested, bucketClaims: &s.Held.Unreported} {
+		for bucket, n := range map[string]*int{bucketOutbox: &s.Held.Results, bucketPending: &s.Held.Requested, bucketClaims: &s.Held.Unreported, bucketReports: &s.Held.Untold} {
 			err := tx.Each(bucket, func(string, func(any) error) error {
 				*n++
 				return nil
@@ -141,11 +142,35 @@ func (a *Agent) held(v *vault, s *doctor.Snapshot) {
 				return err
 			}
 		}
-		return v.certificates(tx, s)
+		return errors.Join(v.copiesExamined(tx, s, a.cfg.Program), v.certificates(tx, s))
 	})
 	if err != nil {
 		s.Storage = err
 	}
+}
+
+// copiesExamined lists key copies that are not over, and those by which two
+// terminals use one key.
+func (v *vault) copiesExamined(tx *store.Tx, s *doctor.Snapshot, program string) error {
+	now := v.clock.Steady()
+	return eachDeal(tx, func(d *dealRecord) error {
+		t := &d.Deal
+		if !t.Phase.Open() && !t.Conflict {
+			return nil
+		}
+		c := doctor.Copy{Txn: short(t.ID), Twice: t.Conflict, Open: now.Sub(time.Unix(d.Opened, 0))}
+		c.Text, c.Next = inWords(d, program)
+		switch n := int(d.counts().Moved); {
+		case t.Conflict:
+			c.Next = bothUseNext
+		case t.Phase == transport.KeycopyStaged:
+			c.Staged = n
+		case t.Phase == transport.KeycopyCommitted:
+			c.Away = n
+		}
+		s.Held.Copies = append(s.Held.Copies, c)
+		return nil
+	})
 }
 
 // certificates lists the identity's, and of each service the credential that

@@ -143,6 +143,31 @@ func (h *holdingRecord) keeps(next *holdingRecord, clock *Clock) bool {
 	return h.Origin == OriginIssue && h.unusable(clock) == ""
 }
 
+// movingBy says by which key copy a credential of this terminal's moves, or is
+// about to; "" if by none. held may be nil.
+func movingBy(tx *store.Tx, held *holdingRecord, id transport.Name) (moving string, err error) {
+	if held == nil || held.Away != nil {
+		if held != nil {
+			moving = held.Away.String()
+		}
+		return moving, nil
+	}
+	err = eachOpen(tx, func(d *dealRecord) error {
+		t := &d.Deal
+		if t.Phase != transport.KeycopyOffered {
+			return nil
+		}
+		for _, e := range t.Items {
+			if e.ID == id && e.Transfer == transport.TransferMove {
+				moving = (&awayRecord{Txn: t.ID, Peer: t.Peer, Name: t.Name}).String()
+				return store.ErrStop
+			}
+		}
+		return nil
+	})
+	return moving, err
+}
+
 // unwanted says why a credential must not come here now, "" if it may: taking it
 // would cost one of the two terminals a key that it needs.
 func unwanted(tx *store.Tx, next *holdingRecord, clock *Clock) (string, error) {

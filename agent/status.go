@@ -65,7 +65,7 @@ const expiredShown = 8
 // KeycopyStatus is whether an offer stands, and what was copied last.
 type KeycopyStatus struct {
 	Offer   string `json:"offer"`             // none, armed, serving
-	Listen  string `json:"listen,omitempty"`  // while an offer stands
+	Listen  string `json:"listen,omitempty"`  // while the new terminal may come
 	Seconds int    `json:"seconds,omitempty"` // that its code still lives
 	// Locked is for how long no offer may be made, LockedFetch for how long no
 	// code may be typed, after too many wrong ones.
@@ -76,8 +76,10 @@ type KeycopyStatus struct {
 	Codes  keycopy.CodePolicy `json:"codes"`
 	Last   string             `json:"last,omitempty"` // the last copy, in words
 	LastAt time.Time          `json:"last_at,omitzero"`
-	// Open are the copies that are not over.
+	// Open are the copies that are not over. Shut is why the new terminal cannot
+	// come back for one.
 	Open []KeycopyOpen `json:"open,omitempty"`
+	Shut string        `json:"shut,omitempty"`
 }
 
 // Line is the status in a few words, for the service manager.
@@ -198,6 +200,7 @@ func (a *Agent) keycopyStatus(v *vault) (*KeycopyStatus, error) {
 	}
 	a.copies.mu.Lock()
 	o := a.copies.offer
+	s.Listen, s.Shut = a.copies.listen, a.copies.shut
 	a.copies.mu.Unlock()
 	if o != nil {
 		state, left := o.source.State()
@@ -237,6 +240,11 @@ type CredentialInfo struct {
 	SourceName transport.Name            `json:"source,omitempty"`
 	Reported   bool                      `json:"reported"` // the server knows that this device holds it
 	Refusal    string                    `json:"report_refused,omitempty"`
+	// Away is the key copy by which it moves to another terminal, Staged the one by
+	// which it moves to this one: it is not in use here.
+	Away   *transport.ID `json:"moving_by,omitempty"`
+	Staged *transport.ID `json:"staged_by,omitempty"`
+	Txn    *transport.ID `json:"copied_by,omitempty"` // the key copy that brought it
 }
 
 // CredentialDetail is one credential with what its certificate says.
@@ -260,8 +268,18 @@ func (a *Agent) Credentials() (list []CredentialInfo, err error) {
 		return nil, err
 	}
 	err = v.store.View(func(tx *store.Tx) error {
-		return eachHolding(tx, func(h *holdingRecord) error {
+		err := eachHolding(tx, func(h *holdingRecord) error {
 			info, err := v.info(tx, h)
+			list = append(list, info)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		return eachStaged(tx, func(_ string, txn transport.ID, h *holdingRecord) error {
+			info, err := v.info(tx, h)
+			info.Usable, info.Reported, info.Staged = false, false, &txn
+			info.Why = fmt.Sprintf("staged by key copy %s: not in use before the old terminal has given it up", short(txn))
 			list = append(list, info)
 			return err
 		})
@@ -276,7 +294,10 @@ func (v *vault) info(tx *store.Tx, h *holdingRecord) (CredentialInfo, error) {
 		Why: h.unusable(v.clock), Expires: time.Unix(r.Expires, 0).UTC(), Transfer: r.Transfer, ChipOnly: r.ChipOnly,
 		Origin: h.Origin, SourceName: h.SourceName,
 	}
-	i.Usable = i.Why == ""
+	i.Usable, i.Txn = i.Why == "", h.Txn
+	if h.Away != nil {
+		i.Away = &h.Away.Txn
+	}
 	if chain, err := transport.ParseChain(r.Chain); err == nil {
 		i.Remaining = int64(max(0, i.Expires.Sub(v.clock.Judge(chain))).Seconds())
 	}

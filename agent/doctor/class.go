@@ -34,6 +34,10 @@ const (
 	CopyStale     Class = "copy-stale"
 	DaemonDown    Class = "daemon-down"
 	CountersTaken Class = "counters-taken"
+	CopyOpen      Class = "copy-open"
+	KeysStaged    Class = "keys-staged"
+	KeysAway      Class = "keys-away"
+	KeysTwice     Class = "keys-twice"
 )
 
 // ClassInfo is one line of the table in the help text and in docs/doctor.md.
@@ -47,7 +51,9 @@ type ClassInfo struct {
 
 // Classes is the one table, in the order of the codes. Of several findings of
 // one severity the first in it decides the exit code.
-func Classes() []ClassInfo { return append(keyClasses(), machineClasses()...) }
+func Classes() []ClassInfo {
+	return append(append(keyClasses(), machineClasses()...), copyClasses()...)
+}
 
 // keyClasses are about key storage and store.
 func keyClasses() []ClassInfo {
@@ -130,6 +136,24 @@ func machineClasses() []ClassInfo {
 		{CountersTaken, 43, "the TPM holds counters of many stores: of other programs, or of earlier ones that were removed by hand",
 			"none yet; once no place is free, a new store is not protected against older files",
 			"see what is there (tpm2_getcap handles-nv-index, docs/tpm.md), and remove what no store uses any more: tpm2_nvundefine -C o HANDLE"},
+	}
+}
+
+// copyClasses are about key copies that are not over.
+func copyClasses() []ClassInfo {
+	return []ClassInfo{
+		{CopyOpen, 44, "a key copy is open: the two terminals have lost sight of each other before both knew that it is over",
+			"none for the keys in use; it goes on when the two see each other, and no code is needed",
+			"leave both terminals on; see: kagimori keycopy list"},
+		{KeysStaged, 45, "keys have come here and wait for the old terminal to give them up",
+			"this terminal does not use them yet, and takes no other copy",
+			"bring the old terminal in reach; only if it is gone for good: kagimori keycopy activate TXN"},
+		{KeysAway, 46, "keys moved to another terminal that has not said that it uses them",
+			"this terminal may not use them any more",
+			"bring the new terminal in reach; only if it is gone for good: kagimori keycopy reclaim TXN"},
+		{KeysTwice, 47, "both terminals use keys that moved: somebody took the other one for gone, and it was not",
+			"two devices pass for one at the service",
+			"take one of the two out of service, or have its credentials issued anew: kagimori-server credential issue"},
 	}
 }
 

@@ -61,7 +61,7 @@ func Examine(s *Snapshot) *Report {
 	r := &Report{Program: s.Program, StateDir: s.StateDir, Daemon: s.Running, Findings: []Finding{}, Power: power(s), Summary: summary(s)}
 	for _, look := range []func(*Snapshot) []Finding{
 		daemonDown, storageFindings, chipFindings, counterFindings, bootFindings, storeFindings, diskFindings, clockFindings,
-		certificateFindings, linkFindings, unitFindings, auditFindings,
+		certificateFindings, linkFindings, unitFindings, auditFindings, copyFindings,
 	} {
 		r.Add(look(s)...)
 	}

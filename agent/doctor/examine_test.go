@@ -104,6 +104,10 @@ func TestEveryClassIsFound(t *testing.T) {
 		})},
 		CopyStale:  {sick(func(s *Snapshot) { s.Store.Unfinished = "the counter could not follow" }), sick(func(s *Snapshot) { s.Store.CopyFresh = false })},
 		DaemonDown: {sick(func(s *Snapshot) { s.Running, s.Open = false, false })},
+		CopyOpen:   {sick(func(s *Snapshot) { s.Held.Copies = []Copy{{Txn: "3f9a01c2", Open: time.Hour}} })},
+		KeysStaged: {sick(func(s *Snapshot) { s.Held.Copies = []Copy{{Txn: "3f9a01c2", Open: time.Hour, Staged: 1}} })},
+		KeysAway:   {sick(func(s *Snapshot) { s.Held.Copies = []Copy{{Txn: "3f9a01c2", Open: time.Hour, Away: 1}} })},
+		KeysTwice:  {sick(func(s *Snapshot) { s.Held.Copies = []Copy{{Txn: "3f9a01c2", Twice: true}} })},
 	}
 	for _, c := range Classes() {
 		if len(cases[c.Class]) == 0 {
@@ -227,6 +231,26 @@ func TestSameTroubleIsToldOnce(t *testing.T) {
 	}
 }
 
+func TestOpenCopiesAreFound(t *testing.T) {
+	for class, c := range map[Class]Copy{
+		CopyOpen:   {Text: "under way", Open: time.Hour},
+		KeysStaged: {Text: "waits", Open: time.Hour, Staged: 2},
+		KeysAway:   {Text: "away", Open: time.Hour, Away: 2},
+		KeysTwice:  {Text: "twice", Twice: true},
+	} {
+		c.Txn, c.Next = "3f9a01c2", "kagimori keycopy show 3f9a01c2"
+		r := Examine(sick(func(s *Snapshot) { s.Held.Copies = []Copy{c} }))
+		if len(r.Findings) != 1 || r.Findings[0].Class != class || r.Healthy || !strings.Contains(r.Findings[0].Text, c.Text) || r.Findings[0].Next != c.Next {
+			t.Errorf("%s: %+v", class, r.Findings)
+		}
+		c.Open = time.Minute // just begun
+		r = Examine(sick(func(s *Snapshot) { s.Held.Copies = []Copy{c} }))
+		if healthy := class != KeysTwice; r.Healthy != healthy {
+			t.Errorf("%s, just begun: healthy %v", class, r.Healthy)
+		}
+	}
+}
+
 func TestPower(t *testing.T) {
 	for words, change := range map[string]func(*Snapshot){
 		"after the start nothing opens":           func(s *Snapshot) { s.Use = hsm.ErrAbsent },
@@ -236,6 +260,8 @@ func TestPower(t *testing.T) {
 		"2 results of commands":                   func(s *Snapshot) { s.Held.Results = 2 },
 		"1 credential is asked for":               func(s *Snapshot) { s.Held.Requested = 1 },
 		"1 credential is not reported":            func(s *Snapshot) { s.Held.Unreported = 1 },
+		"1 key copy is not reported":              func(s *Snapshot) { s.Held.Untold = 1 },
+		"1 key copy is open":                      func(s *Snapshot) { s.Held.Copies = []Copy{{Txn: "3f9a01c2"}} },
 		"second copy of the store":                func(s *Snapshot) { s.Store.CopyFresh = false },
 		"unless the counter file":                 func(s *Snapshot) { s.Store.RollbackProof, s.Health.Level = false, hsm.LevelFile },
 		"taken for good":                          func(s *Snapshot) { s.Store.RollbackProof, s.Store.Counter = false, nil },

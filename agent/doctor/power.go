@@ -20,10 +20,10 @@ func power(s *Snapshot) (list []string) {
 	add := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	h := &s.Held
 	if h.Offer {
-		add("the operator code that stands would be lost, and a copy that is under way breaks off; this terminal keeps its keys; a new offer makes a new code")
+		add("the operator code that stands would be lost; a copy whose codes have matched goes on by itself after the start, any other needs a new code")
 	}
 	if h.Copying {
-		add("the key copy to this terminal would break off: either all of its keys are installed, or none; none needs a new code")
+		add("the key copy to this terminal would break off: if the codes have matched it goes on by itself after the start, else it needs a new code; either all of its keys are here, or none")
 	}
 	if h.PIN {
 		add("a PIN is being judged just now: the TPM would count it as a wrong one")
@@ -36,6 +36,12 @@ func power(s *Snapshot) (list []string) {
 	}
 	if h.Unreported > 0 {
 		add("%s not reported to the server yet: kept, and reported then", count(h.Unreported, "credential is", "credentials are"))
+	}
+	if h.Untold > 0 {
+		add("%s not reported to the server yet: kept, and reported then", count(h.Untold, "key copy is", "key copies are"))
+	}
+	if len(h.Copies) > 0 {
+		add("%s open: after the start it goes on by itself, when the other terminal is there", count(len(h.Copies), "key copy is", "key copies are"))
 	}
 	if st := s.Store; st != nil {
 		if st.Unfinished != "" || !st.CopyFresh {

@@ -70,4 +70,6 @@ type Held struct {
 	Results    int  // of commands, that the server has not acknowledged
 	Requested  int  // credentials asked for
 	Unreported int  // holdings that the server does not know of
+	Untold     int  // key copies that it does not know where they stand
+	Copies     []Copy
 }

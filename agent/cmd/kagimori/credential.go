@@ -71,6 +71,9 @@ func state(c *agent.CredentialInfo) verb.Cell {
 	if c.Usable {
 		return verb.Good("in force")
 	}
+	if c.Away != nil || c.Staged != nil {
+		return verb.Warn(c.Why)
+	}
 	return verb.Bad(c.Why)
 }
 

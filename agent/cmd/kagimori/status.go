@@ -205,6 +205,12 @@ func keycopyLine(k *agent.KeycopyStatus) any {
 	case k.LockedFetch > 0:
 		return verb.Bad(fmt.Sprintf("this terminal takes no operator code for %s, after wrong ones", time.Duration(k.LockedFetch)*time.Second))
 	}
+	if len(k.Open) > 0 {
+		for _, o := range k.Open {
+			text += fmt.Sprintf("; %s: %s", o.Short, o.Text)
+		}
+		return verb.Warn(text + "; see: kagimori keycopy list")
+	}
 	if k.Last != "" {
 		text += fmt.Sprintf("; %s: %s", verb.Time(k.LastAt), k.Last)
 	}
