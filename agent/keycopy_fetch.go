@@ -26,23 +26,10 @@ import (
 // long as the codes have not been matched; after that it is seen through.
 func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(KeycopyEvent)) (*KeycopyEvent, error) {
 	defer order.typed.Wipe()
-	selected := order.selected
-	p, err := a.party()
+	p, address, err := a.fetcher(&order)
 	if err != nil {
 		return nil, err
 	}
-	address, err := p.find(order.address)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkFetch(address, selected); err != nil {
-		return nil, err
-	}
-	mode, err := a.cfg.Keycopy.propose(order.mode, p.identity() != nil)
-	if err != nil {
-		return nil, err
-	}
-	p.tcp.Modes = []transport.KeycopyMode{mode}
 	if !a.copies.begin(ctx, beginTime) {
 		return nil, control.Problemf(control.Conflict, "wait until it is done", "another copy to this terminal is under way")
 	}
@@ -74,7 +61,7 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 			report(tell(ev, roleTarget))
 		}
 	})
-	cfg.Attempts, cfg.Select, cfg.Mode, cfg.Parent = counter, selected, mode, parent
+	cfg.Attempts, cfg.Select, cfg.Mode, cfg.Parent = counter, order.selected, order.mode, parent
 	cfg.Modes, cfg.RequireIdentity = a.cfg.Keycopy.modes(), a.cfg.Keycopy.RequireIdentity
 	if order.copyOnly {
 		cfg.Want = transport.TransferCopy
@@ -96,6 +83,24 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 	}
 	a.copies.wrong = wrongCodes{}
 	return a.fetched(p, t, err)
+}
+
+// fetcher readies this terminal for a fetch, of which it finds out the mode.
+func (a *Agent) fetcher(order *fetchOrder) (p *party, address string, err error) {
+	if p, err = a.party(); err != nil {
+		return nil, "", err
+	}
+	if address, err = p.find(order.address); err != nil {
+		return nil, "", err
+	}
+	if err = checkFetch(address, order.selected); err != nil {
+		return nil, "", err
+	}
+	if order.mode, err = a.cfg.Keycopy.propose(order.mode, p.identity() != nil); err != nil {
+		return nil, "", err
+	}
+	p.tcp.Modes = []transport.KeycopyMode{order.mode}
+	return p, address, nil
 }
 
 // copyFrom runs a copy under the newest security code that both ends hold. Only
