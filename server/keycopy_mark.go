@@ -87,8 +87,11 @@ func namedEnd(tx *store.Tx, e store.KeycopyEnd) (store.KeycopyEnd, error) {
 // taken it back; else its own word is only missing.
 func stillAt(tx *store.Tx, held []store.Holding, moved store.Holding) (at int, both bool, err error) {
 	for n, h := range held {
-		if h.Device != moved.Source || !h.Active() || h.Since.After(moved.Since) && h.Txn != nil {
-			continue // the last: it came back since
+		if h.Device != moved.Source || !h.Active() {
+			continue
+		}
+		if h.Since.After(moved.Since) && (h.Txn != nil || serialText(h.Serial) != serialText(moved.Serial)) {
+			continue // it came back since, or was issued anew
 		}
 		k, err := tx.Keycopy(*moved.Txn, h.Device, moved.Device)
 		if errors.Is(err, store.ErrNotFound) {
