@@ -8,13 +8,12 @@ import (
 	"testing"
 
 	"golang.org/x/net/dns/dnsmessage"
-	"golang.org/x/sys/unix"
 )
 
 var (
 	testHint = hint{label: "kabcdef", port: 8885}
 	asker    = netip.MustParseAddrPort("192.0.2.9:40000")
-	here     = unix.Inet4Pktinfo{Ifindex: 2, Spec_dst: [4]byte{192, 0, 2, 7}}
+	here     = arrival{network: 2, address: [4]byte{192, 0, 2, 7}}
 )
 
 // A real DNS library reads what is written here.
@@ -28,7 +27,7 @@ func TestMessagesAsOthersReadThem(t *testing.T) {
 		if !simple {
 			from = netip.AddrPortFrom(asker.Addr(), port)
 		}
-		if err := m.Unpack(testHint.reply(query(7), from, here)); err != nil || !m.Response || !m.Authoritative {
+		if err := m.Unpack(testHint.reply(packet{query(7), from, here})); err != nil || !m.Response || !m.Authoritative {
 			t.Fatalf("answer %+v, %v", m, err)
 		}
 		if simple != (len(m.Questions) == 1 && m.ID == 7) || len(m.Answers) != 1 || len(m.Additionals) != 3 {
@@ -38,7 +37,7 @@ func TestMessagesAsOthersReadThem(t *testing.T) {
 		srv, _ := m.Additionals[0].Body.(*dnsmessage.SRVResource)
 		txt, _ := m.Additionals[1].Body.(*dnsmessage.TXTResource)
 		a, _ := m.Additionals[2].Body.(*dnsmessage.AResource)
-		if ptr == nil || ptr.PTR.String() != "kabcdef._keycopy._tcp.local." || srv == nil || srv.Port != 8885 || srv.Target.String() != "kabcdef.local." || txt == nil || a == nil || a.A != here.Spec_dst {
+		if ptr == nil || ptr.PTR.String() != "kabcdef._keycopy._tcp.local." || srv == nil || srv.Port != 8885 || srv.Target.String() != "kabcdef.local." || txt == nil || a == nil || a.A != here.address {
 			t.Errorf("records %+v %+v", m.Answers, m.Additionals)
 		}
 		for _, r := range slices.Concat(m.Answers, m.Additionals) {
@@ -100,14 +99,32 @@ func TestReadingWhatOthersWrite(t *testing.T) {
 		{questions(q("nav-001.local.", dnsmessage.TypeA)), false},
 		{questions(), false},
 		{others(t), false},
-		{testHint.answer(7, here.Spec_dst, nil), false},
+		{testHint.answer(7, here.address, nil), false},
 	} {
-		if got := testHint.reply(tt.packet, asker, here) != nil; got != tt.want {
+		if got := testHint.reply(packet{tt.packet, asker, here}) != nil; got != tt.want {
 			t.Errorf("question %d is answered: %v", n, got)
 		}
 	}
-	if testHint.reply(query(1), netip.MustParseAddrPort("[2001:db8::1]:5353"), here) != nil {
-		t.Error("IPv6 is answered")
+	if testHint.reply(packet{query(1), asker, arrival{}}) != nil {
+		t.Error("answered on no network")
+	}
+}
+
+// Nobody is sent to a third machine, and no more are taken than can be shown.
+func TestWhatIsFound(t *testing.T) {
+	p := packet{testHint.answer(7, [4]byte{10, 9, 9, 9}, nil), asker, here}
+	found := add(add(nil, p, 7), p, 7)
+	if !slices.Equal(found, []netip.AddrPort{netip.MustParseAddrPort("192.0.2.9:8885")}) {
+		t.Errorf("%v", found)
+	}
+	if got := add(nil, p, 8); got != nil {
+		t.Errorf("an answer to another question: %v", got)
+	}
+	for n := range uint16(2 * maxFound) {
+		found = add(found, packet{hint{"k", 1000 + n}.answer(7, here.address, nil), asker, here}, 7)
+	}
+	if len(found) != maxFound {
+		t.Errorf("%d are found", len(found))
 	}
 }
 
@@ -141,7 +158,7 @@ func TestMalformed(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add(query(1))
 	f.Add(others(f))
-	f.Add(testHint.answer(1, here.Spec_dst, &question{Service, typePTR}))
+	f.Add(testHint.answer(1, here.address, &question{Service, typePTR}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := parse(b)
 		if err != nil {
@@ -155,7 +172,7 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("a name of %d bytes", len(q.name))
 			}
 		}
-		if r := testHint.reply(b, asker, here); len(r) > maxPacket {
+		if r := testHint.reply(packet{b, asker, here}); len(r) > maxPacket {
 			t.Errorf("an answer of %d bytes", len(r))
 		}
 	})
