@@ -61,8 +61,10 @@ func keysBelow(typ reflect.Type, at string, list *[]string) {
 	for f := range typ.Fields() {
 		key := f.Tag.Get("toml")
 		*list = append(*list, at+key)
-		if inner := tableOf(typ, key); inner != nil {
+		if inner := f.Type; isTable(inner) {
 			keysBelow(inner, at+key+".", list)
+		} else if isTables(inner) {
+			keysBelow(inner.Elem(), at+key+".", list)
 		}
 	}
 }

@@ -1,15 +1,11 @@
 package configs
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"strings"
-
-	"github.com/pelletier/go-toml/v2"
 )
 
 // A Program is the configuration of one program: *Agent, *Gate or *Server.
@@ -97,52 +93,15 @@ func read(path string) ([]byte, error) {
 // Parse is Load for a file's content; the name is for messages only.
 func Parse(name string, data []byte, cfg Program) error {
 	cfg.setDefaults()
-	dec := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
-	if err := dec.Decode(cfg); err != nil {
-		return explain(name, err, cfg)
+	d := decoder{file: name}
+	if d.decode(data, cfg); len(d.errs) == 0 {
+		cfg.check(func(key, format string, args ...any) {
+			d.errs = append(d.errs, &Error{File: name, Line: d.lines[key], Key: key,
+				Message: key + ": " + fmt.Sprintf(format, args...), Next: "correct the value; the default file explains every key"})
+		})
 	}
-	var list []error
-	add := func(next string) report {
-		return func(key, format string, args ...any) {
-			list = append(list, &Error{File: name, Line: lineOf(data, key), Key: key,
-				Message: fmt.Sprintf(format, args...), Next: next})
-		}
+	if len(d.errs) == 1 {
+		return d.errs[0]
 	}
-	checkNames(data, cfg, add("correct or remove the key"))
-	bad := add("correct the value; the default file explains every key")
-	cfg.check(func(key, format string, args ...any) { bad(key, key+": "+format, args...) })
-	if len(list) == 1 {
-		return list[0]
-	}
-	return errors.Join(list...)
-}
-
-// explain puts the decoder's errors into words with file and line.
-func explain(name string, err error, cfg Program) error {
-	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
-		var list []error
-		for _, e := range strict.Errors {
-			line, _ := e.Position()
-			key := e.Key()
-			list = append(list, &Error{File: name, Line: line, Key: strings.Join(key, "."),
-				Message: fmt.Sprintf(unknownKey, strings.Join(key, "."), strings.Join(knownKeys(cfg, key), ", ")),
-				Next:    "correct or remove the key"})
-		}
-		if len(list) == 1 {
-			return list[0]
-		}
-		return errors.Join(list...)
-	}
-	if e, ok := errors.AsType[*toml.DecodeError](err); ok {
-		line, _ := e.Position()
-		msg := strings.TrimPrefix(e.Error(), "toml: ")
-		if m, _, ok := strings.Cut(msg, " into struct field"); ok { // what follows names Go types
-			msg = strings.Replace(m, "cannot decode", "this cannot be a", 1)
-		}
-		if key := strings.Join(e.Key(), "."); key != "" {
-			msg = key + ": " + msg
-		}
-		return &Error{File: name, Line: line, Key: strings.Join(e.Key(), "."), Message: msg, Next: "correct the line", cause: err}
-	}
-	return &Error{File: name, Message: strings.TrimPrefix(err.Error(), "toml: "), Next: "correct the file", cause: err}
+	return errors.Join(d.errs...)
 }
