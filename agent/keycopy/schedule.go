@@ -161,12 +161,17 @@ func (k *runKeys) derive(ch *transport.KeycopyChannel, x []byte, fleet *fleetKey
 	return k.expand(prk, labels)
 }
 
-// expand makes the keys of labels, and the cipher if item is among them.
+// expand makes the keys of labels, and the cipher if item is among them. It is
+// HKDF-Expand, whose first block is longer than a key (RFC 5869 §2.3): PRK is
+// taken in once for all of them.
 func (k *runKeys) expand(prk []byte, labels map[string]*[]byte) (err error) {
+	m := hmac.New(sha512.New, prk)
 	for label, key := range labels {
-		if *key, err = hkdf.Expand(sha512.New, prk, protocol+" "+string(k.mode)+" "+label, keySize); err != nil {
-			return fmt.Errorf("derive keys: %w", err)
-		}
+		m.Reset()
+		m.Write([]byte(protocol + " " + string(k.mode) + " " + label + "\x01"))
+		block := m.Sum(nil)
+		clear(block[keySize:])
+		*key = block[:keySize:keySize]
 	}
 	if k.item != nil {
 		if k.itemCipher, err = chacha20poly1305.New(k.item); err != nil {
