@@ -22,11 +22,13 @@ type copyRig struct {
 	t        testing.TB
 	ca       *authority
 	old, new *Agent
+	dirs     map[*Agent]string
+	stops    map[*Agent]func()
 }
 
 func newCopyRig(t testing.TB, credentials ...transport.Name) *copyRig {
 	t.Helper()
-	r := &copyRig{t: t, ca: newAuthority(t)}
+	r := &copyRig{t: t, ca: newAuthority(t), dirs: map[*Agent]string{}, stops: map[*Agent]func(){}}
 	r.old, r.new = r.terminal("nav-001"), r.terminal("")
 	for _, id := range credentials {
 		r.give(r.ca.record(id))
@@ -37,7 +39,10 @@ func newCopyRig(t testing.TB, credentials ...transport.Name) *copyRig {
 // terminal is an agent that takes part in copies; without a name it is a spare.
 func (r *copyRig) terminal(name transport.Name) *Agent {
 	r.t.Helper()
-	return r.enlist(testAgent(r.t, Config{Keycopy: &KeycopyConfig{Listen: "127.0.0.1:0"}}), name)
+	dir := r.t.TempDir()
+	a := testAgentIn(r.t, dir, Config{Keycopy: &KeycopyConfig{Listen: "127.0.0.1:0"}})
+	r.dirs[a] = dir
+	return r.enlist(a, name)
 }
 
 // enlist provisions an agent and has it take part in copies.
@@ -56,11 +61,65 @@ func (r *copyRig) enlist(a *Agent, name transport.Name) *Agent {
 			r.t.Fatal(err)
 		}
 	}
+	r.start(a)
+	r.t.Cleanup(func() { r.stops[a]() })
+	return a
+}
+
+// start runs the door of a terminal until its stop is called.
+func (r *copyRig) start(a *Agent) {
 	ctx, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { a.runKeycopy(ctx) })
-	r.t.Cleanup(func() { stop(); wg.Wait() })
-	return a
+	if r.stops == nil {
+		r.stops = map[*Agent]func(){}
+	}
+	r.stops[a] = func() { stop(); wg.Wait() }
+}
+
+// close ends both terminals before the test does.
+func (r *copyRig) close() {
+	for _, a := range []*Agent{r.old, r.new} {
+		r.stops[a]()
+		a.vault.close()
+	}
+}
+
+// door is where the old terminal may be reached now, "" while it is shut.
+func (r *copyRig) door() string {
+	r.old.copies.mu.Lock()
+	defer r.old.copies.mu.Unlock()
+	return r.old.copies.listen
+}
+
+// sourceOpen says whether somebody may come to the old terminal.
+func (r *copyRig) sourceOpen() (open bool) {
+	r.t.Helper()
+	err := r.old.vault.store.View(func(tx *store.Tx) error {
+		return eachOpen(tx, func(*dealRecord) error {
+			open = true
+			return nil
+		})
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return open
+}
+
+// wait polls until something is so.
+func (r *copyRig) wait(so func() bool) {
+	r.t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(20 * time.Second)
+	for !so() {
+		select {
+		case <-tick.C:
+		case <-limit:
+			r.t.Fatal("it does not come about")
+		}
+	}
 }
 
 func (r *copyRig) give(record transport.CredentialRecord) {

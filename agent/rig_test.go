@@ -55,6 +55,11 @@ func testVault(t testing.TB, dir string) *vault {
 // testAgent is an agent whose storage is open and whose loops do not run.
 func testAgent(t testing.TB, cfg Config) *Agent {
 	t.Helper()
+	return testAgentIn(t, t.TempDir(), cfg)
+}
+
+func testAgentIn(t testing.TB, dir string, cfg Config) *Agent {
+	t.Helper()
 	log := testLog(t)
 	if cfg.Program == "" {
 		cfg.Program = "kagimori"
@@ -66,7 +71,7 @@ func testAgent(t testing.TB, cfg Config) *Agent {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := testVault(t, t.TempDir())
+	v := testVault(t, dir)
 	v.clock, v.changed = a.clock, a.changed
 	a.vault, a.problem = v, nil
 	close(a.ready)

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -95,7 +96,7 @@ func TestSchema(t *testing.T) {
 		func(tx *Tx) error { ran += "2"; return tx.Delete("a", "old") },
 	})
 	boom := errors.New("boom")
-	broken := slices.Concat(steps[:2], []migration{func(tx *Tx) error { return boom }})
+	broken := slices.Concat(steps[:len(migrations)+1], []migration{func(tx *Tx) error { return boom }})
 	open := func(steps []migration) (*Store, error) {
 		o := &opener{cfg: Config{Path: path}, module: m, log: log, steps: steps}
 		return o.open(t.Context())
@@ -120,16 +121,16 @@ func TestSchema(t *testing.T) {
 		s.Close()
 	}
 	err := tryOpen(t, path, m)
-	if !errors.Is(err, ErrNewer) || !strings.Contains(err.Error(), "schema 4") {
+	if !errors.Is(err, ErrNewer) || !strings.Contains(err.Error(), fmt.Sprint("schema ", len(steps)+1)) {
 		t.Errorf("an older program: %v", err)
 	}
-	rawPut(t, path, bucketMeta, schemaKey, encodeSchema(2)) // as the last check wants it
+	rawPut(t, path, bucketMeta, schemaKey, encodeSchema(len(migrations)+1)) // as the last check wants it
 	rawPut(t, path, bucketMeta, schemaKey, nil)
 	dropCopy(t, path)
 	if err := tryOpen(t, path, m); !errors.Is(err, ErrDamaged) {
 		t.Errorf("no schema version: %v", err)
 	}
-	rawPut(t, path, bucketMeta, schemaKey, encodeSchema(2))
+	rawPut(t, path, bucketMeta, schemaKey, encodeSchema(len(migrations)+1))
 }
 
 func TestTwoDaemons(t *testing.T) {

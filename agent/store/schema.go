@@ -12,7 +12,7 @@ import (
 // are due run in one transaction, which is a key change, but for what is too large
 // for that (resealFirst), and the list only grows:
 // a terminal may skip releases.
-var migrations = []migration{migrateEpochs}
+var migrations = []migration{migrateEpochs, migrateMoves}
 
 type migration func(*Tx) error
 
@@ -80,6 +80,11 @@ func migrateEpochs(tx *Tx) error {
 	tx.reslot = list
 	return tx.delete(bucketMeta, keyCheck)
 }
+
+// migrateMoves takes schema 2 to 3, in which nothing is another shape, but there
+// may be credentials that are held and must not be used, because they move to
+// another terminal. A program that does not know that must not open the file.
+func migrateMoves(*Tx) error { return nil }
 
 // resealBatch is how many bytes of records resealFirst takes at a time.
 const resealBatch = 1 << 20
