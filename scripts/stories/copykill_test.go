@@ -42,17 +42,35 @@ type handover struct {
 // A fate is when an end is killed, and for how long it stays off.
 type fate struct {
 	end       *terminal
+	granted   bool // after counts from when the codes have matched, if they do
 	after, up time.Duration
 }
 
 // fates draws what happens to a handover. A run without any takes some five
-// round trips, two seconds: half of the kills are within that, the others while
-// the ends are finding each other again.
+// round trips, two seconds, the last two of them after the codes have matched:
+// most kills fall into those, the others anywhere, also while the ends are
+// finding each other again.
 func (p *pair) fates() (list []fate) {
 	for range 1 + p.random.IntN(2) {
-		list = append(list, fate{p.ends[p.random.IntN(2)], p.upTo(3 * time.Second), p.upTo(time.Second)})
+		f := fate{end: p.ends[p.random.IntN(2)], granted: p.random.IntN(3) > 0, after: p.upTo(3 * time.Second), up: p.upTo(time.Second)}
+		if f.granted {
+			f.after /= 2
+		}
+		list = append(list, f)
 	}
 	return list
+}
+
+// matched waits until the codes have matched, or nobody waits for that any more.
+func (h *handover) matched() {
+	h.p.until("the codes match, or not", func() bool {
+		select {
+		case <-h.fetching.done:
+			return true
+		default:
+			return strings.Contains(h.fetching.log.String(), `"granted"`)
+		}
+	})
 }
 
 func (p *pair) upTo(limit time.Duration) time.Duration {
@@ -73,6 +91,9 @@ func (p *pair) hand(n int, from, to *terminal, ids []string, move bool, all *tal
 	p.note("run %d: %s of %v from %s to %s", n, what, ids, from.name, to.name)
 	h.start(all)
 	for _, f := range p.fates() {
+		if f.granted {
+			h.matched()
+		}
 		<-time.After(f.after)
 		if !f.end.alive() {
 			continue
@@ -319,6 +340,12 @@ func (l *lot) work(all *tally) {
 	}
 }
 
+// A deal is a key copy on record.
+type deal struct {
+	Phase, Text  string
+	Open, Forced bool
+}
+
 // end looks at what is left: the keys, the service's opinion of them, and the server's.
 func (l *lot) end(d *deployment) {
 	l.t.Helper()
@@ -328,6 +355,21 @@ func (l *lot) end(d *deployment) {
 		holders = l.ends[holder : holder+1]
 		if l.exactly(l.ends[1-holder], nil); strings.HasPrefix(l.ends[1-holder].curl("/a"), "map tile") {
 			l.t.Errorf("%s still reaches the service", l.ends[1-holder].name)
+		}
+	}
+	for i, e := range l.ends {
+		var list struct{ Copies []deal }
+		e.query(&list, "kagimori", "keycopy", "list")
+		for _, d := range list.Copies {
+			if d.Open || d.Phase == "reclaimed" || d.Forced {
+				l.t.Errorf("%s: a key copy is %s in the end: %s", e.name, d.Phase, d.Text)
+			}
+			if d.Phase == "unreceipted" && l.move {
+				l.t.Errorf("%s: a move is %s: %s", e.name, d.Phase, d.Text)
+			}
+		}
+		if len(list.Copies) == 0 && l.runs > i {
+			l.t.Errorf("%s has no key copy on record", e.name)
 		}
 	}
 	var names []string
