@@ -91,7 +91,7 @@ func reportOf(d *dealRecord, offset int) (m *transport.KeycopyReport, last bool)
 		Forced: t.Forced, Total: d.counts().Items, Offset: uint32(offset), Items: []transport.KeycopyReportedItem{},
 	}
 	if t.Side == transport.KeycopySource {
-		m.Signature = t.Signature
+		m.Signature, m.Signed = t.Signature, t.Signed
 	}
 	end := min(offset+transport.MaxKeycopyReported, len(t.Items))
 	for n := offset; n < end; n++ {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/kagimori/kagimori/server/store"
@@ -63,7 +64,7 @@ type KeycopyPage struct {
 // KeycopyShowParams ask for a transaction and a page of its items: those of Row,
 // 0 for the first, that follow the credential After.
 type KeycopyShowParams struct {
-	Txn   string `json:"txn"`
+	Txn   string `json:"txn"` // or its first 8 digits and more
 	Row   int64  `json:"row,omitempty"`
 	After string `json:"after,omitempty"`
 	Limit int    `json:"limit,omitempty"`
@@ -200,18 +201,15 @@ func (s *Server) keycopyShow(ctx context.Context, call *control.Call) error {
 	if err := call.Params(&in); err != nil {
 		return err
 	}
-	txn, err := transport.ParseID(in.Txn)
-	if err != nil {
-		return control.Problemf(control.BadInput, "see: kagimori-server keycopy list", "%w", err)
-	}
 	out := KeycopyDetail{Keycopies: []KeycopyInfo{}, Items: []KeycopyItemInfo{}}
-	err = s.store.View(ctx, func(tx *store.Tx) error {
-		rows, err := tx.KeycopiesWith(txn, maxSameKeycopy)
+	err := s.store.View(ctx, func(tx *store.Tx) error {
+		txn, err := keycopyNamed(tx, in.Txn)
 		if err != nil {
 			return err
 		}
-		if len(rows) == 0 {
-			return control.Problemf(control.NotFound, "see: kagimori-server keycopy list", "no key copy %s has been reported", txn)
+		rows, err := tx.KeycopiesWith(txn, maxSameKeycopy)
+		if err != nil {
+			return err
 		}
 		row := rows[0]
 		for _, k := range rows {
@@ -231,6 +229,37 @@ func (s *Server) keycopyShow(ctx context.Context, call *control.Call) error {
 		return problem(err)
 	}
 	return call.Reply(out)
+}
+
+// shortKeycopy is how many digits of an id are enough to name it, as terminals
+// show it, if they are unique.
+const shortKeycopy = 8
+
+// keycopyNamed finds the id that begins with what a person gave.
+func keycopyNamed(tx *store.Tx, given string) (txn transport.ID, err error) {
+	const see = "see: kagimori-server keycopy list"
+	size := len(transport.ID{}.String())
+	if len(given) < shortKeycopy || len(given) > size {
+		return txn, control.Problemf(control.BadInput, see, "%.40q is not the id of a key copy: it has %d to %d hexadecimal digits", given, shortKeycopy, size)
+	}
+	from, err := transport.ParseID(given + strings.Repeat("0", size-len(given)))
+	if err != nil {
+		return txn, control.Problemf(control.BadInput, see, "%.40q is not the id of a key copy: it has %d to %d hexadecimal digits", given, shortKeycopy, size)
+	}
+	to, err := transport.ParseID(given + strings.Repeat("f", size-len(given)))
+	if err != nil {
+		return txn, err
+	}
+	list, err := tx.KeycopyIDs(from, to, 2)
+	switch {
+	case err != nil:
+		return txn, err
+	case len(list) == 0:
+		return txn, control.Problemf(control.NotFound, see, "no key copy %s has been reported", given)
+	case len(list) > 1:
+		return txn, control.Problemf(control.Conflict, "give more digits; "+see, "several key copies begin with %s", given)
+	}
+	return list[0], nil
 }
 
 func keycopyItems(tx *store.Tx, seq int64, in KeycopyShowParams) (infos []KeycopyItemInfo, next string, err error) {

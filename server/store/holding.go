@@ -136,9 +136,10 @@ func (t *Tx) HoldingOf(credential transport.Name, device transport.DeviceID) (Ho
 	return get(t, scanHolding, selectHoldings+`WHERE credential = ? AND device = ? AND state <> 'ended'`, credential, device[:])
 }
 
-// Holdings lists who has or had a credential, first holder first.
+// Holdings lists who has or had a credential, first holder first: terminals tell
+// times in seconds, so within one they stand as the server came to know them.
 func (t *Tx) Holdings(credential transport.Name) ([]Holding, error) {
-	return all(t, scanHolding, selectHoldings+`WHERE credential = ? ORDER BY since, seq`, credential)
+	return all(t, scanHolding, selectHoldings+`WHERE credential = ? ORDER BY since / 1000, seq`, credential)
 }
 
 // HeldBy lists what a terminal's devices, present and earlier, still hold, and
@@ -153,8 +154,11 @@ func (t *Tx) EndHolding(h Holding, until time.Time) error {
 }
 
 // bound is a time of the field as the database keeps it: not before begin, not
-// after now; now if it is not known.
+// after now; now if it is not known. It is in seconds, begin is not.
 func (t *Tx) bound(at, begin time.Time) int64 {
+	if at.Unix() == begin.Unix() {
+		return toMillis(begin)
+	}
 	if at.IsZero() || at.After(t.by.At) || at.Before(begin) {
 		return t.now()
 	}

@@ -144,6 +144,17 @@ func (t *Tx) DeviceGone(device transport.DeviceID) (bool, error) {
 	return known > 0 && enrolled == 0, err
 }
 
+// KeycopyIDs lists, at most limit, the ids between two, both included.
+func (t *Tx) KeycopyIDs(from, to transport.ID, limit int) ([]transport.ID, error) {
+	return all(t, func(r scanner) (id transport.ID, err error) {
+		var b []byte
+		if err = r.Scan(&b); err == nil && copy(id[:], b) != len(id) {
+			err = fmt.Errorf("key copy id of %d bytes in the database", len(b))
+		}
+		return id, err
+	}, `SELECT DISTINCT txn FROM keycopies WHERE txn BETWEEN ? AND ? ORDER BY txn LIMIT ?`, from[:], to[:], limit)
+}
+
 func flag(b bool) int {
 	if b {
 		return 1

@@ -110,13 +110,13 @@ func keycopyShow() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show ID",
 		Short: "Show a key copy with all its keys",
-		Long: `Shows what both ends of a key copy say: phases with their dates (by the terminals'
+		Long: `Shows what both ends of a key copy say, by its id or the first 8 digits of that: phases with their dates (by the terminals'
 own clocks), whether a person went on alone there, what was copied or moved and
 taken, the receipt, and what does not fit. A receipt is good if the new terminal's
 identity key has signed it for this transaction and these keys; it is there only
 if that terminal had an identity. Who has a key only its holder's claim proves:
 see credential show.`,
-		Example: "  kagimori-server keycopy show 00112233445566778899aabbccddeeff",
+		Example: "  kagimori-server keycopy show 00112233445566778899aabbccddeeff\n  kagimori-server keycopy show 00112233",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, items, err := wholeKeycopy(cmd, args[0])
 			if err != nil {
