@@ -78,7 +78,7 @@ func (a *Agent) Interface() control.Interface {
 	}), a.Methods()...)
 	return control.Interface{
 		Name: "com.kagimori.agent", Doc: "The agent that keeps a terminal's keys.",
-		Methods: append(append(append(methods, a.whenReady(a.pinMethods()...)...), a.whenReady(a.dealMethods()...)...), a.whenReady(
+		Methods: append(append(append(methods, a.whenReady(append(a.pinMethods(), a.importMethods()...)...)...), a.whenReady(a.dealMethods()...)...), a.whenReady(
 			control.Method{
 				Name: "RelayList", Class: control.Read, Out: RelayPage{}, Handle: a.relayList,
 				Doc: "The relays: local ports through which programs use credentials.",

@@ -56,14 +56,14 @@ func TestClasses(t *testing.T) {
 	want := map[string]control.Class{
 		"Status": control.Read, "CredentialList": control.Read, "CredentialShow": control.Read, "RelayList": control.Read,
 		"KeycopyOffer": control.Operate, "KeycopyDisarm": control.Operate, "KeycopyFetch": control.Operate, "KeycopyUnlock": control.Admin, "Provision": control.Admin,
-		"KeycopyList": control.Read, "KeycopyShow": control.Read, "KeycopyResume": control.Operate, "KeycopyAbandon": control.Operate,
+		"KeycopyFind": control.Operate, "KeycopyList": control.Read, "KeycopyShow": control.Read, "KeycopyResume": control.Operate, "KeycopyAbandon": control.Operate,
 		"KeycopyReclaim": control.Admin, "KeycopyActivate": control.Admin, "KeycopyDrop": control.Admin,
 		"AuditList": control.Read, "AuditVerify": control.Read, "Doctor": control.Read, "KeyStorage": control.Read,
 		"LockoutSet": control.Admin, "LockoutReset": control.Admin, "PINSet": control.Admin, "PINClear": control.Admin,
 		"RecoveryStatus": control.Read, "RecoveryStart": control.Admin, "RecoveryAcceptOlder": control.Admin, "RecoveryExport": control.Admin, "RecoveryImport": control.Admin,
 		"Unlock": control.Operate, "PassphraseSet": control.Admin, "PassphraseRemove": control.Admin,
 		"BootShow": control.Read, "BootPrepare": control.Admin, "BootConfirm": control.Admin,
-		"ChipShow": control.Read, "ChipInstall": control.Admin,
+		"CredentialImport": control.Admin, "CredentialRemove": control.Admin, "ChipShow": control.Read, "ChipInstall": control.Admin,
 	}
 	got := map[string]control.Class{}
 	for _, m := range testAgent(t, Config{}).Interface().Methods {

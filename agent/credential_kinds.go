@@ -11,8 +11,12 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/kagimori/kagimori/transport"
 )
@@ -107,6 +111,9 @@ func checkSecret(s *transport.CredentialSecret) error {
 	case transport.SecretPKCS8:
 		if n > maxPKCS8 {
 			return fmt.Errorf("a private key of %d bytes, the limit is %d", n, maxPKCS8)
+		}
+		if der := cryptobyte.String(s.Bytes); !der.SkipASN1(asn1.SEQUENCE) || !der.Empty() {
+			return errors.New("the private key is not one PKCS#8 structure")
 		}
 		key, err := privateKey(s)
 		if err != nil {
@@ -206,4 +213,34 @@ func publicKeyID(s *transport.CredentialSecret) string {
 	}
 	sum := transport.NewDeviceID(spki)
 	return strings.ToLower(hex.EncodeToString(sum[:]))
+}
+
+// expiredSince says whether a credential is expired, and since when.
+func expiredSince(r *transport.CredentialRecord, clock *Clock) (since time.Time, expired bool) {
+	at, known := judgedAt(r, clock)
+	since = expiry(r)
+	return since, known && !since.IsZero() && at.After(since)
+}
+
+// judgedAt is the time by which a credential is good or not; known is false for
+// one that nobody can read.
+func judgedAt(r *transport.CredentialRecord, clock *Clock) (at time.Time, known bool) {
+	if r.Kind != transport.KindCertificate {
+		return clock.Earliest(), true
+	}
+	chain, err := transport.ParseChain(r.Chain)
+	return clock.Judge(chain), err == nil
+}
+
+// expiry is zero for what does not expire.
+func expiry(r *transport.CredentialRecord) time.Time {
+	if r.Expires == 0 {
+		return time.Time{}
+	}
+	return time.Unix(r.Expires, 0).UTC()
+}
+
+// lasts tells whether r is good for at least as long as other.
+func lasts(r, other *transport.CredentialRecord) bool {
+	return r.Expires == 0 || other.Expires != 0 && r.Expires >= other.Expires
 }

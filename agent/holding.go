@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/store"
@@ -32,6 +31,8 @@ const (
 	OriginIssue Origin = "issue" // made here, certified by the server
 	OriginCopy  Origin = "copy"  // copied from another terminal, which still has it
 	OriginMove  Origin = "move"  // moved from another terminal, which has it no more
+	// OriginImport: an administrator brought it.
+	OriginImport Origin = "import"
 )
 
 // holdingRecord is one credential that this device holds.
@@ -357,21 +358,13 @@ func unusable(r *transport.CredentialRecord, clock *Clock) string {
 	if r.State != transport.CredentialActive {
 		return "invalidated"
 	}
-	if _, err := transport.ParseChain(r.Chain); err != nil {
-		return "unreadable"
+	if r.Kind == transport.KindCertificate {
+		if _, err := transport.ParseChain(r.Chain); err != nil {
+			return "unreadable"
+		}
 	}
 	if since, expired := expiredSince(r, clock); expired {
 		return "expired since " + since.Format("2006-01-02 15:04 UTC")
 	}
 	return ""
-}
-
-// expiredSince says whether a credential is expired, and since when.
-func expiredSince(r *transport.CredentialRecord, clock *Clock) (since time.Time, expired bool) {
-	chain, err := transport.ParseChain(r.Chain)
-	if err != nil {
-		return since, false
-	}
-	since = time.Unix(r.Expires, 0).UTC()
-	return since, clock.Judge(chain).After(since)
 }

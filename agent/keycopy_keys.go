@@ -137,7 +137,7 @@ func holdCopy(tx *store.Tx, h *holdingRecord, clock *Clock) error {
 
 // keeps says whether h stays when next comes.
 func (h *holdingRecord) keeps(next *holdingRecord, clock *Clock) bool {
-	if h.Away == nil && h.Record.State == transport.CredentialActive && h.Record.Expires >= next.Record.Expires {
+	if h.Away == nil && h.Record.State == transport.CredentialActive && lasts(&h.Record, &next.Record) {
 		return true
 	}
 	return h.Origin == OriginIssue && h.unusable(clock) == ""
@@ -178,6 +178,10 @@ func unwanted(tx *store.Tx, next *holdingRecord, clock *Clock) (string, error) {
 		return "", err
 	case here.Away != nil:
 		return "it is " + here.Away.String() + "; settle that first", nil
+	case here.Record.Kind != next.Record.Kind:
+		return "this terminal has a credential of another kind under this id", nil
+	case next.Record.Kind != transport.KindCertificate && !sameSecret(here, next) && here.unusable(clock) == "":
+		return "this terminal has another secret under this id, and nobody knows which is newer: remove it there (credential remove), or import it there anew", nil
 	case next.Origin == OriginMove && here.keeps(next, clock) && !sameSecret(here, next):
 		return "this terminal has one of its own that is as good", nil
 	}

@@ -152,7 +152,7 @@ func (v *vault) summary() (s CredentialSummary, err error) {
 			}
 			s.Usable++
 			serves[h.Record.Service] = true
-			if at := time.Unix(h.Record.Expires, 0).UTC(); s.NextExpiry.IsZero() || at.Before(s.NextExpiry) {
+			if at := expiry(&h.Record); !at.IsZero() && (s.NextExpiry.IsZero() || at.Before(s.NextExpiry)) {
 				s.NextExpiry, s.NextID = at, string(h.Record.ID)
 			}
 			return nil
@@ -229,11 +229,13 @@ type CredentialInfo struct {
 	Usage      transport.Usage           `json:"usage"`
 	State      transport.CredentialState `json:"state"`
 	Usable     bool                      `json:"usable"`
-	Why        string                    `json:"why,omitempty"` // it is not usable
-	Expires    time.Time                 `json:"expires"`
+	Why        string                    `json:"why,omitempty"`    // it is not usable
+	Expires    time.Time                 `json:"expires,omitzero"` // absent: never
 	Remaining  int64                     `json:"remaining_seconds"`
 	Transfer   transport.Transfer        `json:"transfer"`
 	ChipOnly   bool                      `json:"chip_only"`
+	InChip     bool                      `json:"in_chip"` // its private key is in the chip
+	Secret     string                    `json:"secret"`  // what it is, in words: nothing of what is in it
 	Origin     Origin                    `json:"origin"`
 	Since      time.Time                 `json:"since,omitzero"`
 	Source     *transport.DeviceID       `json:"source_device,omitempty"` // of a copy
@@ -250,15 +252,16 @@ type CredentialInfo struct {
 // CredentialDetail is one credential with what its certificate says.
 type CredentialDetail struct {
 	CredentialInfo
-	Serial      string    `json:"serial"`
-	Issuer      string    `json:"issuer"`
-	Names       []string  `json:"names"` // subject alternative names
-	NotBefore   time.Time `json:"not_before"`
-	Algorithm   string    `json:"algorithm"`
-	ServerName  string    `json:"server_name"`
-	Endpoints   []string  `json:"endpoints"`
-	Anchors     []string  `json:"anchors"` // subjects of the roots that the service is judged by
-	Certificate string    `json:"certificate"`
+	Serial      string    `json:"serial,omitempty"`
+	Issuer      string    `json:"issuer,omitempty"`
+	Names       []string  `json:"names,omitempty"` // subject alternative names
+	NotBefore   time.Time `json:"not_before,omitzero"`
+	Algorithm   string    `json:"algorithm,omitempty"`
+	ServerName  string    `json:"server_name,omitempty"`
+	Endpoints   []string  `json:"endpoints,omitempty"`
+	Anchors     []string  `json:"anchors,omitempty"` // subjects of the roots that the service is judged by
+	Certificate string    `json:"certificate,omitempty"`
+	PublicKey   string    `json:"public_key,omitempty"` // of a bare key pair: SHA-256 of its SubjectPublicKeyInfo, hexadecimal
 }
 
 // Credentials lists what this device holds, by id.
@@ -291,15 +294,15 @@ func (v *vault) info(tx *store.Tx, h *holdingRecord) (CredentialInfo, error) {
 	r := &h.Record
 	i := CredentialInfo{
 		ID: r.ID, Kind: r.Kind, Service: r.Service, Subject: r.Subject, Usage: r.Usage, State: r.State,
-		Why: h.unusable(v.clock), Expires: time.Unix(r.Expires, 0).UTC(), Transfer: r.Transfer, ChipOnly: r.ChipOnly,
+		Why: h.unusable(v.clock), Expires: expiry(r), InChip: r.Secret.Form == transport.SecretTPM, Secret: secretText(&r.Secret), Transfer: r.Transfer, ChipOnly: r.ChipOnly,
 		Origin: h.Origin, SourceName: h.SourceName,
 	}
 	i.Usable, i.Txn = i.Why == "", h.Txn
 	if h.Away != nil {
 		i.Away = &h.Away.Txn
 	}
-	if chain, err := transport.ParseChain(r.Chain); err == nil {
-		i.Remaining = int64(max(0, i.Expires.Sub(v.clock.Judge(chain))).Seconds())
+	if at, known := judgedAt(r, v.clock); known && !i.Expires.IsZero() {
+		i.Remaining = int64(max(0, i.Expires.Sub(at)).Seconds())
 	}
 	if h.Since != 0 {
 		i.Since = time.Unix(h.Since, 0).UTC()
@@ -309,7 +312,7 @@ func (v *vault) info(tx *store.Tx, h *holdingRecord) (CredentialInfo, error) {
 	}
 	var claim claimRecord
 	open, err := tx.Get(bucketClaims, string(r.ID), &claim)
-	i.Reported, i.Refusal = !open, claim.Fault
+	i.Reported, i.Refusal = !open && r.Kind == transport.KindCertificate, claim.Fault
 	return i, err
 }
 
@@ -336,6 +339,9 @@ func (a *Agent) credential(id transport.Name) (d *CredentialDetail, err error) {
 }
 
 func detail(info CredentialInfo, r *transport.CredentialRecord) (*CredentialDetail, error) {
+	if r.Kind != transport.KindCertificate {
+		return &CredentialDetail{CredentialInfo: info, ServerName: r.ServerName, Endpoints: slices.Clone(r.Endpoints), PublicKey: publicKeyID(&r.Secret)}, nil
+	}
 	chain, err := transport.ParseChain(r.Chain)
 	if err != nil {
 		return nil, fmt.Errorf("credential %s: %w", r.ID, err)

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kagimori/kagimori/agent"
+	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/control/verb"
 )
 
@@ -56,15 +57,23 @@ func credentialVerbs() *cobra.Command {
 			return verb.Print(cmd, d, func(w io.Writer) { showCredential(w, &d) })
 		},
 	}
-	return verb.Group("credential", "Credentials of this terminal", "What this device holds to authenticate with.", list, show)
+	return verb.Group("credential", "Credentials of this terminal", "What this device holds to authenticate with.", list, show, credentialImport(), credentialRemove())
 }
 
 func showCredentials(w io.Writer, list []agent.CredentialInfo) {
-	t := verb.NewTable(w, "ID", "SERVICE", "SUBJECT", "STATE", "EXPIRES", "ORIGIN", "REPORTED")
+	t := verb.NewTable(w, "ID", "KIND", "SERVICE", "SUBJECT", "STATE", "EXPIRES", "ORIGIN", "REPORTED")
 	for _, c := range list {
-		t.Row(c.ID, c.Service, c.Subject, state(&c), verb.Time(c.Expires), origin(&c), reported(&c))
+		t.Row(c.ID, kind(&c), c.Service, c.Subject, state(&c), verb.Time(c.Expires), origin(&c), reported(&c))
 	}
 	t.Flush("no credentials; have one issued to this terminal (kagimori-server credential issue),\nor copy them from the terminal that it replaces (kagimori keycopy fetch)")
+}
+
+// kind is a credential's kind, and whether its key is in the chip.
+func kind(c *agent.CredentialInfo) string {
+	if c.InChip {
+		return string(c.Kind) + ", in chip"
+	}
+	return string(c.Kind)
 }
 
 func state(c *agent.CredentialInfo) verb.Cell {
@@ -89,6 +98,8 @@ func origin(c *agent.CredentialInfo) string {
 
 func reported(c *agent.CredentialInfo) verb.Cell {
 	switch {
+	case c.Kind != transport.KindCertificate: // the server has no use for it
+		return verb.Good("-")
 	case c.Reported:
 		return verb.Good("yes")
 	case c.Refusal != "":
@@ -99,13 +110,24 @@ func reported(c *agent.CredentialInfo) verb.Cell {
 
 func showCredential(w io.Writer, d *agent.CredentialDetail) {
 	c := &d.CredentialInfo
-	verb.Fields(w,
-		"id", d.ID, "kind", d.Kind, "service", d.Service, "subject", d.Subject, "usage", d.Usage, "state", state(c),
-		"valid from", verb.Time(d.NotBefore), "expires", verb.Time(d.Expires)+", in "+days(d.Remaining),
-		"transfer", d.Transfer, "chip only", d.ChipOnly,
-		"origin", origin(c), "here since", verb.Time(d.Since), "reported", reported(c),
-		"reached at", strings.Join(d.Endpoints, ", "), "service name", d.ServerName, "trusted roots", strings.Join(d.Anchors, "; "),
-		"serial", d.Serial, "issued by", d.Issuer, "names", strings.Join(d.Names, ", "), "key", d.Algorithm)
+	expires := "never"
+	if !d.Expires.IsZero() {
+		expires = verb.Time(d.Expires) + ", in " + days(d.Remaining)
+	}
+	fields := []any{"id", d.ID, "kind", d.Kind, "secret", d.Secret, "service", d.Service, "subject", d.Subject, "usage", d.Usage, "state", state(c)}
+	if d.Certificate != "" {
+		fields = append(fields, "valid from", verb.Time(d.NotBefore))
+	}
+	fields = append(fields, "expires", expires, "transfer", d.Transfer, "chip only", d.ChipOnly, "in chip", d.InChip,
+		"origin", origin(c), "here since", verb.Time(d.Since), "reported", reported(c))
+	if d.PublicKey != "" {
+		fields = append(fields, "public key", "SHA-256 "+d.PublicKey)
+	}
+	if d.Certificate != "" {
+		fields = append(fields, "reached at", strings.Join(d.Endpoints, ", "), "service name", d.ServerName, "trusted roots", strings.Join(d.Anchors, "; "),
+			"serial", d.Serial, "issued by", d.Issuer, "names", strings.Join(d.Names, ", "), "key", d.Algorithm)
+	}
+	verb.Fields(w, fields...)
 	fmt.Fprint(w, d.Certificate)
 }
 
