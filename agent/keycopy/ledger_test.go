@@ -27,7 +27,7 @@ type ledger struct {
 
 	deals    []*Transaction // each that was written, in order
 	journal  map[transport.ID]*Transaction
-	lent     []transport.Sensitive // resume keys that Find gave out
+	lent     []transport.Sensitive        // resume keys that Find gave out
 	received []transport.CredentialRecord // stored by Stage, in use or not
 	disabled map[transport.Name]bool      // held and not to be used
 	gone     map[transport.Name]bool      // of the Source: destroyed

@@ -197,22 +197,24 @@ func TestCallOffBeforeTheGrant(t *testing.T) {
 // when the Target comes back to its own.
 // req: C5
 func TestReceiptElsewhere(t *testing.T) {
-	r := newRig(t, 2)
-	r.moving(true)
-	sc, tc := newChannels()
-	r.pump(t.Context(), sc, tc, cut(6, asSent))
-	r.resumeOnce(t, NewResponder(r.sourceConfig), cut(3, asSent)) // COMMIT is lost
-	if state, _ := r.source.State(); state != Serving || r.offered().Phase != transport.KeycopyCommitted {
-		t.Fatalf("%s, %s", state, r.offered().Phase)
+	for lost := 3; lost < 5; lost++ { // COMMIT, ACTIVATED
+		r := newRig(t, 2)
+		r.moving(true)
+		sc, tc := newChannels()
+		r.pump(t.Context(), sc, tc, cut(6, asSent))
+		r.resumeOnce(t, NewResponder(r.sourceConfig), cut(lost, asSent))
+		if state, _ := r.source.State(); state != Serving || r.offered().Phase != transport.KeycopyCommitted {
+			t.Fatalf("%s, %s", state, r.offered().Phase)
+		}
+		if sourceErr, targetErr := r.resumeOnce(t, r.source, asSent); sourceErr != nil || targetErr != nil {
+			t.Fatal(sourceErr, targetErr)
+		}
+		if o := r.ended(t); o.Reason != EndDelivered {
+			t.Errorf("%+v", o)
+		}
+		r.wantFinished(t)
+		r.wantWiped(t)
 	}
-	if sourceErr, targetErr := r.resumeOnce(t, r.source, asSent); sourceErr != nil || targetErr != nil {
-		t.Fatal(sourceErr, targetErr)
-	}
-	if o := r.ended(t); o.Reason != EndDelivered {
-		t.Errorf("%+v", o)
-	}
-	r.wantFinished(t)
-	r.wantWiped(t)
 }
 
 // A new offer ends the one that has come to no receipt, a new copy the one that

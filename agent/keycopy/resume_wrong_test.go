@@ -221,7 +221,11 @@ func TestResumeByAnotherDevice(t *testing.T) {
 		if atSource {
 			sc.Peer, tc.Peer = "nav-002", ""
 		}
-		sourceErr, targetErr := r.pumpResume(t.Context(), r.source, r.txn(t).ID, sc, tc, asSent)
+		n := 0
+		sourceErr, targetErr := r.pumpResume(t.Context(), r.source, r.txn(t).ID, sc, tc, func(h hop) transport.KeycopyFrame { n++; return h.frame })
+		if atSource && n != 2 || !atSource && n != 3 {
+			t.Errorf("%d frames", n)
+		}
 		wantFault(t, "source", sourceErr, transport.KeycopyAuthFailed, !atSource)
 		wantFault(t, "target", targetErr, transport.KeycopyAuthFailed, atSource)
 		r.untouched(t, "another device", transport.KeycopyStaged)
