@@ -21,6 +21,9 @@ func FuzzAnswer(f *testing.F) {
 		&transport.CommandPoll{}, &transport.CommandResult{Command: p.Command, State: transport.CommandDone},
 		&transport.CredentialRequest{Command: p.Command, CSR: csr(f, newKey(f), transport.URI{})},
 		&transport.CredentialClaim{Credential: p.Credential, Signature: []byte{1}}, &transport.Fault{Code: 1, Text: "x"},
+		&transport.KeycopyReport{Txn: transport.ID{1}, Side: transport.KeycopySource, Peer: transport.DeviceID{2}, Mode: transport.KeycopyPAKE, Phase: transport.KeycopyDone, Total: 1,
+			Items: []transport.KeycopyReportedItem{{ID: p.Credential, Transfer: transport.TransferMove, Taken: true}}, Signature: []byte{1}, Signed: []byte{2}},
+		&transport.KeycopySettle{Txn: transport.ID{1}, Side: transport.KeycopySource, Peer: transport.DeviceID{2}, Want: transport.KeycopyReclaimed},
 	} {
 		payload, err := transport.Pack(rand.Reader, time.Now(), nil, m)
 		if err != nil {
@@ -57,7 +60,8 @@ func FuzzBodies(f *testing.F) {
 	r := newRigNow(f)
 	r.addGate("maps")
 	x, _ := r.terminal("nav-001")
-	types := []string{"enroll.hello", "enroll.request", "command.poll", "command.result", "credential.request", "credential.claim"}
+	types := []string{"enroll.hello", "enroll.request", "command.poll", "command.result", "credential.request", "credential.claim",
+		"keycopy.report", "keycopy.settle"}
 	for i := range types {
 		f.Add(uint8(i), []byte{0xa0})
 	}
