@@ -20,7 +20,28 @@ func TestProtocolPage(t *testing.T) {
 			t.Errorf("docs/keycopy.md does not name %s", name)
 		}
 	}
-	for _, want := range []string{transport.KeycopyExporterLabel, transport.KeycopyPAKE.ALPN(), transport.KeycopyCPace21.String()} {
+	wanted := []string{transport.KeycopyExporterLabel, transport.KeycopyCPace21.String()}
+	for _, m := range transport.KeycopyModes() {
+		wanted = append(wanted, m.ALPN())
+	}
+	for _, row := range dammTable {
+		digits := make([]byte, len(row))
+		for i, d := range row {
+			digits[i] = '0' + d
+		}
+		wanted = append(wanted, " "+string(digits)+" ")
+	}
+	var fleet fleetKeys
+	for label := range fleet.labels(transport.KeycopyPAKE) {
+		wanted = append(wanted, `scp("`+label+`")`)
+	}
+	for label := range fleet.labels(transport.KeycopyKEK) {
+		wanted = append(wanted, `scp("`+label+`")`)
+	}
+	for label := range new(runKeys).labels() {
+		wanted = append(wanted, label)
+	}
+	for _, want := range wanted {
 		if !strings.Contains(page, want) {
 			t.Errorf("docs/keycopy.md does not name %q", want)
 		}
