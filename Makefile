@@ -44,8 +44,10 @@ race: ## all tests under the race detector, ten times over
 fuzz: ## every fuzz target for FUZZTIME (30s)
 	@FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
 
-bench: ## benchmarks
+bench: ## benchmarks, and key copies beside magic-wormhole
+	@scripts/setup.sh bench
 	$(GO) test -run '^$$' -bench . -benchmem ./...
+	KAGIMORI_BENCH=1 $(GO) test -run TestBench -v ./scripts/stories
 
 soak: ## what takes too long for make test, an emulated ARM board with its kernel included
 	@scripts/setup.sh soak

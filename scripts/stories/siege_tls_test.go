@@ -120,6 +120,8 @@ func (s *siege) wrongWords(t *testing.T) {
 		"an epoch before all": {with(func(m *transport.KeycopyHello) { m.CodeID.Epoch = 0 }), transport.KeycopyCodeUnknown},
 		"another transfer":    {with(func(m *transport.KeycopyHello) { m.Want = "take" }), transport.KeycopyProtocol},
 		"no share":            {with(func(m *transport.KeycopyHello) { m.Share = nil }), transport.KeycopyProtocol},
+		"RESUME":              {message(t, &transport.KeycopyResume{KeycopyResumeBody: transport.KeycopyResumeBody{Txn: transport.ID{1}, Phase: transport.KeycopyStaged}}), transport.KeycopyTxnUnknown},
+		"RESUME, an old end":  {message(t, &transport.KeycopyResume{KeycopyResumeBody: transport.KeycopyResumeBody{Txn: transport.ID{1}, Phase: transport.KeycopyDone}}), transport.KeycopyProtocol},
 		"PROOF first":         {message(t, &transport.KeycopyProof{}), transport.KeycopyProtocol},
 		"GRANT first":         {message(t, &transport.KeycopyGrant{Manifest: []byte{0xa0}}), transport.KeycopyProtocol},
 		"RECEIPT first":       {message(t, &transport.KeycopyReceipt{}), transport.KeycopyProtocol},

@@ -37,7 +37,8 @@ func TestBenchAgainstMagicWormhole(t *testing.T) {
 		old.named()
 		id := old.issue()
 		size := old.size(id)
-		var ours, theirs, nothing []time.Duration
+		var ours, theirs, nothing, agents []time.Duration
+		peak := 0
 		var fresh *terminal
 		for n := range rounds {
 			hsm := storage
@@ -46,7 +47,12 @@ func TestBenchAgainstMagicWormhole(t *testing.T) {
 			}
 			fresh = d.terminal(fmt.Sprintf("box-%d", n), hsm)
 			fresh.spare()
+			old.memory(t)
+			fresh.memory(t)
+			before := old.processorTime(t) + fresh.processorTime(t)
 			ours = append(ours, old.gives(fresh, id))
+			agents = append(agents, old.processorTime(t)+fresh.processorTime(t)-before)
+			peak = max(peak, old.memory(t).peak, fresh.memory(t).peak)
 			fresh.daemon.stop()
 			theirs = append(theirs, w.gives(size))
 			nothing = append(nothing, w.starts())
@@ -54,6 +60,7 @@ func TestBenchAgainstMagicWormhole(t *testing.T) {
 		a, b, c := median(ours), median(theirs), median(nothing)
 		t.Logf("%d bytes, medians of %d in turns; keys with %s storage: code to keys %v; magic-wormhole: code to file %v, of which %v is its interpreter's start; ratio %.1f, without that start %.1f",
 			size, rounds, storage.Kind, ms(a), ms(b), ms(c), float64(b)/float64(a), float64(b-c)/float64(a))
+		t.Logf("keys with %s storage: processor time of both agents %v, at most %d KiB of memory each", storage.Kind, ms(median(agents)), peak)
 	}
 }
 
@@ -76,6 +83,24 @@ func (e *terminal) size(id string) int {
 		n += len(c)
 	}
 	return n
+}
+
+// processorTime is what the agent has used, to the nanosecond; of threads that
+// have ended it knows nothing, and Go's do not end.
+func (e *terminal) processorTime(t *testing.T) (sum time.Duration) {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", e.daemon.cmd.Process.Pid))
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("no threads: %v", err)
+	}
+	for _, path := range threads {
+		var ran time.Duration
+		if b, err := os.ReadFile(path); err == nil {
+			fmt.Sscan(string(b), (*int64)(&ran))
+		}
+		sum += ran
+	}
+	return sum
 }
 
 // gives copies the keys to a fresh box, and tells how long that took.
