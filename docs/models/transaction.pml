@@ -3,6 +3,8 @@
  * any two steps. README.md says what is not in here.
  *
  *   spin -DMOVE -a transaction.pml     move; without -DMOVE: copy
+ *     -DMOVE -DMIXED                   one item moves and another is copied
+ *     -DFOUND                          whoever was taken for dead may turn up again
  *     -DBUDGET=n                       how much goes wrong in one run (default 4)
  *     -DMUTANT_X                       one mistake; see the defines below
  *   gcc -O1 -w -o pan pan.c && ./pan -a -m100000 -N one_active
@@ -18,6 +20,16 @@
 #define MOVES 1
 #else
 #define MOVES 0
+#endif
+#ifdef FOUND
+#define FINDS 1
+#else
+#define FINDS 0
+#endif
+#ifdef MIXED
+#define MIXES 1
+#else
+#define MIXES 0
 #endif
 
 /* Mistakes. Each is a change that a programmer could make and no test of a good
@@ -72,6 +84,11 @@
 #else
 #define MAY_ACTIVATE sDead
 #endif
+#ifdef MUTANT_CONFLICT_UNSAID   /* nobody looks when a reclaimed key is in use elsewhere */
+#define NOTED 0
+#else
+#define NOTED 1
+#endif
 #ifdef MUTANT_ANY_RECORD        /* resumes with whatever record is there */
 #define OWN(asked, held) 1
 #else
@@ -85,8 +102,9 @@
 
 /* Frames. RESUME and the frame that it leads to are one: RESUME here asks for
  * the items, RECEIPT and ACTIVATED resume by themselves. ABORTED is the ERROR
- * of a Source that has ended, or never had, the transaction asked for. */
-mtype = { PROOF, GRANT, ITEM, RESUME, RECEIPT, COMMIT, ACTIVATED, CLOSE, ABORTED };
+ * of a Source that has ended, or never had, the transaction asked for; UNPAID is
+ * its answer to an ACTIVATED that it has no receipt for: the Target was forced. */
+mtype = { PROOF, GRANT, ITEM, RESUME, RECEIPT, COMMIT, ACTIVATED, CLOSE, ABORTED, UNPAID };
 chan t2s = [2] of { mtype, byte };      /* frame, transaction */
 chan s2t = [2] of { mtype, byte };
 
@@ -100,7 +118,7 @@ chan s2t = [2] of { mtype, byte };
 #define STAGED    2     /* Target: has the key; in a copy, uses it */
 #define INUSE     3     /* Target, move: uses the key (ACTIVE in the journal) */
 #define CLOSED    4     /* Target: the Source is done */
-#define KEPT      5     /* Target, copy: has the key, the Source took no receipt */
+#define KEPT      5     /* Target: has what was copied, the Source took no receipt */
 /* A key at one end. */
 #define NONE      0
 #define DISABLED  1
@@ -108,16 +126,19 @@ chan s2t = [2] of { mtype, byte };
 
 byte sSt, sTxn, sKey = ACTIVE;          /* durable, Source */
 byte tSt, tTxn, tKey = NONE;            /* durable, Target */
+bit sForced, tForced;                   /* durable: a person has said that the other end is dead */
+bit sConflict, tConflict;               /* durable: both use the key, and this end knows */
+byte tCopied = NONE;                    /* MIXED: the copied item at the Target; at the Source it is always in use */
 
 /* Where each program stands: lost with the power. */
-mtype = { LISTEN, WRITE_OFFERED, SEND_GRANT, SEND_ITEM, WRITE_COMMITTED, SEND_ANSWER, WRITE_DONE, SEND_CLOSE, SEND_ABORTED,
+mtype = { LISTEN, WRITE_OFFERED, SEND_GRANT, SEND_ITEM, WRITE_COMMITTED, SEND_ANSWER, WRITE_DONE, SEND_CLOSE, SEND_ABORTED, WRITE_CONFLICT, SEND_UNPAID,
           REST, SEND_PROOF, SEND_RESUME, AWAIT_GRANT, WRITE_STARTED, AWAIT_ITEM, WRITE_STAGED, SEND_RECEIPT, AWAIT_COMMIT,
           WRITE_ACTIVE, SEND_ACTIVATED, AWAIT_CLOSE, WRITE_CLOSED, WRITE_ABORTED };
 mtype sAt = LISTEN, tAt = REST;
 byte sCode, tCode;                      /* operator codes, in RAM only; code n opens transaction n; 0: none */
 byte sGot, tGot;                        /* transaction of the frame in hand */
 bit conn;                               /* a connection stands; its frames die with it */
-bit sDead, tDead;                       /* dead for good */
+bit sDead, tDead;                       /* dead for good, or taken for it */
 byte txn;                               /* codes made so far */
 byte faults;
 
@@ -128,12 +149,15 @@ byte offered;                           /* newest transaction that the Source ha
 bit sExcused, tExcused;                 /* the code may be gone: expired, power cut, given up */
 bit tTyped;                             /* a code was typed at the Target */
 bit orphaned;                           /* the key's only rightful holder died: no protocol helps */
+bit sFound, tFound;                     /* was taken for dead and is not */
+bit lied;                               /* one was found after a last resort at the other */
 bit finished;                           /* nothing is left to do */
 
 /* For the simulator of the production code: each durable tuple that is reached
  * (pan prints when compiled with -DPRINTF). Dead ends hold nothing. */
 inline reached() {
-	printf("REACHED %d %d %d %d %d\n", (sDead -> 9 : sSt), (sDead -> 0 : sKey), (tDead -> 9 : tSt), (tDead -> 0 : tKey),
+	printf("REACHED %d %d %d %d %d %d %d\n", (sDead -> 9 : sSt), (sDead -> 0 : sKey), (sDead -> 0 : ACTIVE),
+		(tDead -> 9 : tSt), (tDead -> 0 : tKey), (tDead -> 0 : tCopied),
 		(!sDead && !tDead && sSt != IDLE && tSt != IDLE && sTxn == tTxn))
 }
 
@@ -159,6 +183,9 @@ inline tSend(frame, id, next) {
 	:: !conn -> tAt = REST
 	fi
 }
+
+/* What a Target is left with that has nothing. */
+#define TARGET_ENDS tSt = IDLE; tTxn = 0; tKey = NONE; installs = 0; tTyped = 0
 
 #define HELD(id) (sSt != IDLE && sSt != RECLAIMED && OWN(id, sTxn))
 
@@ -211,8 +238,11 @@ active proctype source() {
 		if
 		:: HELD(sGot) && sSt == COMMITTED -> sAt = ON_ACTIVATED; sGot = 0
 		:: HELD(sGot) && sSt == DONE -> sAt = SEND_CLOSE; sGot = 0
-		:: else -> sAt = SEND_ABORTED
+		:: HELD(sGot) && sSt == OFFERED -> sAt = SEND_UNPAID; sGot = 0
+		:: else -> sAt = (NOTED -> WRITE_CONFLICT : SEND_ABORTED)
 		fi }
+	:: atomic { !sDead && sAt == SEND_UNPAID -> sSend(UNPAID, sTxn, LISTEN) }
+	:: atomic { !sDead && sAt == WRITE_CONFLICT -> sConflict = 1; sAt = SEND_ABORTED }
 	:: atomic { !sDead && sAt == WRITE_DONE -> sSt = DONE; sKey = NONE; /* destroyed */
 #ifdef MUTANT_CLOSE_BEFORE_DONE
 		sAt = LISTEN;
@@ -251,7 +281,7 @@ active proctype target() {
 		:: OWN(tGot, tTxn) -> tAt = AFTER_ITEM
 		:: else -> hangUp(); tAt = REST
 		fi; tGot = 0 }
-	:: atomic { !tDead && tAt == WRITE_STAGED -> tSt = STAGED; tKey = STAGED_KEY; installs++; tCode = 0;
+	:: atomic { !tDead && tAt == WRITE_STAGED -> tSt = STAGED; tKey = STAGED_KEY; tCopied = (MIXES -> ACTIVE : NONE); installs++; tCode = 0;
 #ifdef MUTANT_RECEIPT_BEFORE_STAGED
 		tAt = AWAIT_COMMIT;
 #else
@@ -260,7 +290,8 @@ active proctype target() {
 		reached() }
 	:: atomic { !tDead && tAt == SEND_RECEIPT -> tSend(RECEIPT, tTxn, (tSt == STAGED -> AWAIT_COMMIT : AFTER_RECEIPT)) }
 
-	:: atomic { !tDead && tAt == AWAIT_COMMIT && s2t?[COMMIT,_] -> s2t?COMMIT,_; tAt = WRITE_ACTIVE }
+	:: atomic { !tDead && tAt == AWAIT_COMMIT && s2t?[COMMIT,_] -> s2t?COMMIT,_; tAt = (tSt == INUSE -> SEND_ACTIVATED : WRITE_ACTIVE) }
+	:: atomic { !tDead && tAt == AWAIT_CLOSE && s2t?[UNPAID,_] -> s2t?UNPAID,_; tAt = SEND_RECEIPT }
 	:: atomic { !tDead && tAt == WRITE_ACTIVE -> tSt = INUSE; tKey = ACTIVE; tAt = SEND_ACTIVATED; reached() }
 	:: atomic { !tDead && tAt == SEND_ACTIVATED -> tSend(ACTIVATED, tTxn, AWAIT_CLOSE) }
 
@@ -268,12 +299,13 @@ active proctype target() {
 	:: atomic { !tDead && tAt == WRITE_CLOSED -> tSt = CLOSED; tAt = REST; conn = 0; reached() }
 
 	/* The Source has ended what was open here. Staged keys of a move were never
-	 * used and go; installed ones of a copy stay. */
-	:: atomic { !tDead && (tAt == AWAIT_ITEM || tAt == AWAIT_COMMIT) && s2t?[ABORTED,_] -> s2t?ABORTED,_; tAt = WRITE_ABORTED }
+	 * used and go; what is in use stays, and is a conflict if it was to move. */
+	:: atomic { !tDead && (tAt == AWAIT_ITEM || tAt == AWAIT_COMMIT || tAt == AWAIT_CLOSE) && s2t?[ABORTED,_] -> s2t?ABORTED,_; tAt = WRITE_ABORTED }
 	:: atomic { !tDead && tAt == WRITE_ABORTED ->
 		if
-		:: tKey == ACTIVE -> tSt = KEPT
-		:: else -> tSt = IDLE; tTxn = 0; tKey = NONE; installs = 0; tTyped = 0
+		:: tKey == ACTIVE -> tSt = KEPT; tConflict = (MOVES && NOTED)
+		:: tKey != ACTIVE && tCopied == ACTIVE -> tSt = KEPT; tKey = NONE
+		:: tKey != ACTIVE && tCopied != ACTIVE -> TARGET_ENDS
 		fi; tAt = REST; hangUp(); reached() }
 
 	:: atomic { !tDead && !conn && (tAt == AWAIT_GRANT || tAt == AWAIT_ITEM || tAt == AWAIT_COMMIT || tAt == AWAIT_CLOSE) -> tAt = REST }
@@ -283,7 +315,7 @@ active proctype target() {
 /* An open transaction that both ends know goes on without an operator. */
 #define RESUMABLE (sSt != IDLE && tSt >= STARTED && tSt <= INUSE && sTxn == tTxn)
 #define T_OVER (tSt >= CLOSED)
-#define AGREED ((tSt == CLOSED && sSt == DONE && sTxn == tTxn) || tSt == KEPT)
+#define AGREED ((tSt == CLOSED && sSt == DONE && sTxn == tTxn) || tSt == KEPT || ((sFound || tFound) && tSt == IDLE))
 #define SETTLED ((sDead || (!sCode && sKey != DISABLED)) && (tDead || (!tCode && tKey != DISABLED)) && (sDead || tDead || AGREED))
 #define RESTS (!conn && (sDead || sAt == LISTEN) && (tDead || tAt == REST))
 
@@ -299,8 +331,14 @@ active proctype operator() {
 	:: atomic { RESTS && !sDead && sCode && (tDead || T_OVER) -> sCode = 0; sExcused = 1 }
 	:: atomic { RESTS && !tDead && tCode && (sDead || T_OVER) -> tCode = 0; tExcused = 1 }
 	/* The last resorts. */
-	:: atomic { MOVES && !sDead && sAt == LISTEN && sSt == COMMITTED && MAY_RECLAIM -> sSt = RECLAIMED; sKey = ACTIVE; reached() }
-	:: atomic { MOVES && !tDead && tAt == REST && tSt == STAGED && MAY_ACTIVATE -> tSt = INUSE; tKey = ACTIVE; reached() }
+	:: atomic { MOVES && !sDead && sAt == LISTEN && sSt == COMMITTED && MAY_RECLAIM -> sSt = RECLAIMED; sKey = ACTIVE; sForced = 1; reached() }
+	:: atomic { MOVES && !tDead && tAt == REST && tSt == STAGED && MAY_ACTIVATE -> tSt = INUSE; tKey = ACTIVE; tForced = 1; reached() }
+	:: atomic { tDead && !sDead && sAt == LISTEN && sSt == OFFERED -> sSt = IDLE; sTxn = 0; sCode = 0; sExcused = 1; reached() }
+	:: atomic { sDead && !tDead && tAt == REST && tSt == STARTED -> TARGET_ENDS; tCode = 0; tExcused = 1; reached() }
+	:: atomic { sDead && !tDead && tAt == REST && tSt == STAGED && !MOVES -> tSt = KEPT; reached() }
+	/* What was said was wrong. */
+	:: atomic { FINDS && RESTS && sDead && !sFound -> sDead = 0; sFound = 1; orphaned = (tDead && sKey == NONE); lied = lied || tForced; reached() }
+	:: atomic { FINDS && RESTS && tDead && !tFound -> tDead = 0; tFound = 1; orphaned = (sDead && tKey == NONE); lied = lied || sForced; reached() }
 	/* All is well, or as well as it can be. */
 	:: atomic { RESTS && SETTLED -> finished = 1; break }
 	od
@@ -334,7 +372,7 @@ init { atomic { reached() } }
 
 /* Never two usable keys: what a move is for. A copy takes nothing from the Source. */
 #ifdef MOVE
-ltl one_active { [] !(!sDead && !tDead && sKey == ACTIVE && tKey == ACTIVE) }
+ltl one_active { [] !(!sDead && !tDead && sKey == ACTIVE && tKey == ACTIVE && !lied) }
 #else
 ltl one_active { [] (sKey == ACTIVE) }
 #endif
@@ -345,7 +383,7 @@ ltl never_lost { [] (orphaned || (!sDead && sKey != NONE) || (!tDead && (tKey ==
 /* A receipt has one effect, keys are installed once. */
 ltl one_effect { [] (receipts <= 1 && installs <= 1) }
 /* What the Source takes for received is on the Target's disk. */
-ltl receipt_true { [] (receipts == 0 || tDead || tKey != NONE) }
+ltl receipt_true { [] (receipts == 0 || tDead || sSt == RECLAIMED || (tKey != NONE && (!MIXES || tCopied == ACTIVE))) }
 /* No key is anywhere that the Source has not recorded first. */
 ltl offer_first { [] (tKey == NONE || offered >= tTxn) }
 /* "Closed" at the Target means that the Source is done. */
@@ -355,5 +393,8 @@ ltl same_transaction { [] ((sSt != COMMITTED && sSt != DONE) || tDead || tSt == 
 /* Codes go on the receipt and when staged, or for a reason that is nobody's mistake. */
 ltl source_code { [] (sCode != 0 || txn == 0 || sExcused || receipts >= 1) }
 ltl target_code { [] (tCode != 0 || !tTyped || tExcused || tSt >= STAGED) }
+/* When both use a key that was to move, because a person was wrong, then in the
+ * end both ends say so. */
+ltl conflict_said { [] !(finished && MOVES && !sDead && !tDead && sKey == ACTIVE && tKey == ACTIVE && !(sConflict && tConflict)) }
 /* Every run ends, with nothing open: no deadlock, no going round in circles. */
 ltl finishes { <> finished }

@@ -14,12 +14,15 @@ import (
 )
 
 // A Tuple is what is on the disks of both ends at one moment of a transaction.
-// The words are those of docs/models/states-*.txt.
+// The words are those of docs/models/states-*.txt. The copied keys are there in
+// a mixed transaction only.
 type Tuple struct {
-	Source    string // idle offered committed done reclaimed dead
-	SourceKey string // none disabled active
-	Target    string // idle started staged active closed kept dead
-	TargetKey string
+	Source       string // idle offered committed done reclaimed dead
+	SourceKey    string // none disabled active
+	SourceCopied string
+	Target       string // idle started staged active closed kept dead
+	TargetKey    string
+	TargetCopied string
 	// Same says whether both ends' records are of one transaction; false when
 	// an end has none.
 	Same bool
@@ -27,11 +30,11 @@ type Tuple struct {
 
 // String is the tuple's line in the files.
 func (t Tuple) String() string {
-	same := "-"
+	words := []string{t.Source, t.SourceKey, t.SourceCopied, t.Target, t.TargetKey, t.TargetCopied, "-"}
 	if t.Same {
-		same = "same"
+		words[len(words)-1] = "same"
 	}
-	return strings.Join([]string{t.Source, t.SourceKey, t.Target, t.TargetKey, same}, " ")
+	return strings.Join(slices.DeleteFunc(words, func(w string) bool { return w == "" }), " ")
 }
 
 // Read parses a file of tuples, one on a line; lines that begin with # are for people.
@@ -44,10 +47,13 @@ func Read(r io.Reader) (map[Tuple]bool, error) {
 			continue
 		}
 		w := strings.Fields(line)
-		if len(w) != 5 || w[4] != "same" && w[4] != "-" {
+		if len(w) == 5 { // one kind of item
+			w = []string{w[0], w[1], "", w[2], w[3], "", w[4]}
+		}
+		if len(w) != 7 || w[6] != "same" && w[6] != "-" {
 			return nil, fmt.Errorf("states of the model: %q is no tuple", line)
 		}
-		all[Tuple{w[0], w[1], w[2], w[3], w[4] == "same"}] = true
+		all[Tuple{w[0], w[1], w[2], w[3], w[4], w[5], w[6] == "same"}] = true
 	}
 	return all, lines.Err()
 }
@@ -59,19 +65,17 @@ func Write(w io.Writer, all map[Tuple]bool) error {
 		lines = append(lines, t.String())
 	}
 	slices.Sort(lines)
-	_, err := fmt.Fprintf(w, "# Source, its key, Target, its key, records of the same transaction.\n# Written by go test ./scripts/models -update\n%s\n", strings.Join(lines, "\n"))
+	_, err := fmt.Fprintf(w, "# Source, its keys, Target, its keys, records of the same transaction.\n# Written by go test ./scripts/models -update\n%s\n", strings.Join(lines, "\n"))
 	return err
 }
 
 // ReachedStates gives the tuples that the model of the transaction reaches, for
-// a move or a copy. docs is the path of the folder docs. That the file is what
-// the model says is shown by this package's own tests.
-func ReachedStates(t *testing.T, docs string, move bool) map[Tuple]bool {
+// a "copy", a "move", or a transaction in which one item is copied and one moves
+// ("mixed"); with "-found", when ends that were taken for dead turn up. docs is the path of the folder docs. That the file is what the
+// model says is shown by this package's own tests.
+func ReachedStates(t *testing.T, docs, items string) map[Tuple]bool {
 	t.Helper()
-	name := "states-copy.txt"
-	if move {
-		name = "states-move.txt"
-	}
+	name := "states-" + items + ".txt"
 	f, err := os.Open(filepath.Join(docs, "models", name))
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -21,6 +22,8 @@ const docs = "../../docs"
 var (
 	ofTransaction = []string{"one_active", "never_lost", "one_effect", "receipt_true", "offer_first", "closed_true",
 		"same_transaction", "source_code", "target_code", "finishes"}
+	// What last resorts, and the word they rest on, can do to.
+	ofFound    = []string{"one_active", "never_lost", "conflict_said", "finishes"}
 	ofAttempts = []string{"three_per_code", "nine_then_locks", "thirteen_a_day", "count_first"}
 )
 
@@ -48,7 +51,7 @@ func verifier(t *testing.T, model string, defines ...string) (dir string) {
 	}
 	dir = t.TempDir()
 	for _, d := range defines {
-		if d != "MOVE" && d != "TARGET" && !regexp.MustCompile(`(?m)^#ifn?def `+d+`\b`).Match(text) {
+		if !slices.Contains([]string{"MOVE", "MIXED", "FOUND", "TARGET"}, d) && !regexp.MustCompile(`(?m)^#ifn?def `+d+`\b`).Match(text) {
 			t.Fatalf("%s knows no %s", model, d)
 		}
 	}
@@ -110,15 +113,18 @@ func runAll(t *testing.T, dir string, properties []string) (last string) {
 
 // req: C5, C9
 func TestTransactionHolds(t *testing.T) {
-	for _, move := range []bool{false, true} {
-		name, defines := "copy", []string(nil)
-		if move {
-			name, defines = "move", []string{"MOVE"}
-		}
+	for name, defines := range map[string][]string{
+		"copy": nil, "move": {"MOVE"}, "mixed": {"MOVE", "MIXED"},
+		"copy-found": {"FOUND"}, "move-found": {"MOVE", "FOUND"}, "mixed-found": {"MOVE", "MIXED", "FOUND"},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			out := runAll(t, verifier(t, "transaction.pml", defines...), ofTransaction)
-			got := reached(t, out)
+			properties := ofTransaction
+			if slices.Contains(defines, "FOUND") {
+				properties = ofFound
+			}
+			out := runAll(t, verifier(t, "transaction.pml", defines...), properties)
+			got := reached(t, out, name)
 			path := filepath.Join(docs, "models", "states-"+name+".txt")
 			if *update {
 				var b bytes.Buffer
@@ -129,11 +135,11 @@ func TestTransactionHolds(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if want := ReachedStates(t, docs, move); !maps.Equal(got, want) {
+			if want := ReachedStates(t, docs, name); !maps.Equal(got, want) {
 				t.Errorf("%s is not what the model reaches (%d tuples, file has %d): run with -update and read the difference", path, len(got), len(want))
 			}
 			t.Logf("%d durable tuples", len(got))
-			for _, must := range ends(move) { // that nothing fails is worth little where nothing happens
+			for _, must := range ends(name) { // that nothing fails is worth little where nothing happens
 				if !got[must] {
 					t.Errorf("the model never gets to: %v", must)
 				}
@@ -143,22 +149,38 @@ func TestTransactionHolds(t *testing.T) {
 }
 
 // ends are the tuples in which runs end, and those of the last resorts.
-func ends(move bool) []Tuple {
-	if !move {
-		return []Tuple{
-			{"done", "active", "closed", "active", true}, {"idle", "active", "kept", "active", false},
-			{"dead", "none", "staged", "active", false}, {"done", "active", "dead", "none", false},
-		}
+func ends(items string) (all []Tuple) {
+	text := map[string]string{
+		"copy": `done active closed active same
+			idle active kept active -
+			dead none staged active -
+			done active dead none -`,
+		"move": `done none closed active same
+			reclaimed active dead none -
+			dead none active active -
+			idle active staged disabled -
+			committed disabled active active same`,
+		"mixed": `done none active closed active active same
+			reclaimed active active dead none none -
+			idle active active kept none active -
+			committed disabled active staged disabled active same`,
+		"copy-found": `done active closed active same
+			offered active kept active same`,
+		"move-found": `done none closed active same
+			reclaimed active kept active same
+			reclaimed active idle none -
+			offered active active active same`,
+		"mixed-found": `reclaimed active active kept none active same`,
+	}[items]
+	tuples, err := Read(strings.NewReader(strings.ReplaceAll(text, "\t", "")))
+	if err != nil {
+		panic(err)
 	}
-	return []Tuple{
-		{"done", "none", "closed", "active", true}, {"reclaimed", "active", "dead", "none", false},
-		{"dead", "none", "active", "active", false}, {"idle", "active", "staged", "disabled", false},
-		{"committed", "disabled", "active", "active", true},
-	}
+	return slices.Collect(maps.Keys(tuples))
 }
 
 // reached reads what the model printed.
-func reached(t *testing.T, out string) map[Tuple]bool {
+func reached(t *testing.T, out, items string) map[Tuple]bool {
 	t.Helper()
 	source := map[int]string{0: "idle", 1: "offered", 2: "committed", 3: "done", 4: "reclaimed", 9: "dead"}
 	target := map[int]string{0: "idle", 1: "started", 2: "staged", 3: "active", 4: "closed", 5: "kept", 9: "dead"}
@@ -169,13 +191,16 @@ func reached(t *testing.T, out string) map[Tuple]bool {
 		if !ok {
 			continue
 		}
-		var s, sk, g, gk, same int
-		if _, err := fmt.Sscan(numbers, &s, &sk, &g, &gk, &same); err != nil {
+		var s, sk, sc, g, gk, gc, same int
+		if _, err := fmt.Sscan(numbers, &s, &sk, &sc, &g, &gk, &gc, &same); err != nil {
 			t.Fatalf("%q: %v", line, err)
 		}
-		tuple := Tuple{source[s], key[sk], target[g], key[gk], same == 1}
+		tuple := Tuple{source[s], key[sk], key[sc], target[g], key[gk], key[gc], same == 1}
 		if tuple.Source == "" || tuple.SourceKey == "" || tuple.Target == "" || tuple.TargetKey == "" {
 			t.Fatalf("%q: no such state", line)
+		}
+		if !strings.HasPrefix(items, "mixed") {
+			tuple.SourceCopied, tuple.TargetCopied = "", ""
 		}
 		all[tuple] = true
 	}
@@ -207,6 +232,7 @@ func TestMistakesAreFound(t *testing.T) {
 		{"transaction.pml", "CLOSE_BEFORE_DONE", "MOVE", "finishes"},
 		{"transaction.pml", "RECLAIM_WHILE_TARGET_LIVES", "MOVE", "one_active"},
 		{"transaction.pml", "ACTIVATE_WHILE_SOURCE_LIVES", "MOVE", "one_active"},
+		{"transaction.pml", "CONFLICT_UNSAID", "FOUND", "conflict_said"},
 		{"transaction.pml", "ANY_RECORD", "MOVE", "same_transaction"},
 		{"transaction.pml", "ANY_RECORD", "", "same_transaction"},
 		{"transaction.pml", "RECEIPT_TWICE", "MOVE", "one_effect"},
@@ -226,6 +252,9 @@ func TestMistakesAreFound(t *testing.T) {
 			defines := []string{"MUTANT_" + m.mutant}
 			if m.in != "" {
 				defines = append(defines, m.in)
+			}
+			if m.in == "FOUND" {
+				defines = append(defines, "MOVE")
 			}
 			ok, out := holds(t, verifier(t, m.model, defines...), m.property)
 			if ok {
