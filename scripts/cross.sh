@@ -14,7 +14,7 @@ flags="-s -w -X github.com/kagimori/kagimori/transport/control/verb.Version=$ver
 # amd64 not even there, since that is assembly. Functions on whole cache lines cost
 # amd64 0.2 MiB more.
 small="-gcflags=all=-l"
-fast="-gcflags=runtime/...= -gcflags=crypto/internal/...= -gcflags=golang.org/x/crypto/...= -gcflags=filippo.io/...= -gcflags=github.com/gtank/...="
+fast="-gcflags=crypto/internal/...= -gcflags=golang.org/x/crypto/...= -gcflags=filippo.io/...= -gcflags=github.com/gtank/...="
 slim=$(scripts/slim.sh)
 failed=0
 found=0
@@ -24,8 +24,9 @@ while read -r name limit settings; do
 	found=$((found + 1))
 	program=$out/kagimori-linux-$name
 	inline=$fast
-	[ "$name" != amd64 ] || inline=
-	env CGO_ENABLED=0 GOOS=linux $settings go build -trimpath $slim $small $inline -ldflags "$flags -funcalign=4" -o "$program" ./agent/cmd/kagimori
+	align=4
+	[ "$name" != amd64 ] || inline= align=1
+	env CGO_ENABLED=0 GOOS=linux $settings go build -trimpath $slim $small $inline -ldflags "$flags -funcalign=$align" -o "$program" ./agent/cmd/kagimori
 	bytes=$(wc -c <"$program")
 	printf '%-26s %9d bytes  %5s MiB' "$program" "$bytes" "$(awk "BEGIN {printf \"%.2f\", $bytes/1048576}")"
 	if [ "$size" ]; then

@@ -92,11 +92,18 @@ func Open[T any, P interface {
 	Body
 }](e *Envelope) (P, error) {
 	body := P(new(T))
-	if e.Type != body.Type() {
-		return nil, fmt.Errorf("%w: %q where %q was expected", ErrMalformed, e.Type, body.Type())
-	}
-	if err := Unmarshal(e.Body, body, len(e.Body)); err != nil {
-		return nil, fmt.Errorf("%s: %w", e.Type, err)
+	if err := e.open(body); err != nil {
+		return nil, err
 	}
 	return body, nil
+}
+
+func (e *Envelope) open(body Body) error {
+	if e.Type != body.Type() {
+		return fmt.Errorf("%w: %q where %q was expected", ErrMalformed, e.Type, body.Type())
+	}
+	if err := Unmarshal(e.Body, body, len(e.Body)); err != nil {
+		return fmt.Errorf("%s: %w", e.Type, err)
+	}
+	return nil
 }

@@ -163,8 +163,8 @@ func (m *Module) Close() error {
 }
 
 // outcome is what a job hands back.
-type outcome[T any] struct {
-	value T
+type outcome struct {
+	value any
 	err   error
 }
 
@@ -172,20 +172,26 @@ type outcome[T any] struct {
 // once; f then stops before its next command, and its result is thrown away.
 // The input secret is do's to wipe, for it may be in use after the caller left.
 func do[T any](ctx context.Context, m *Module, input *hsm.Secret, f func(*chip) (T, error)) (T, error) {
-	return runWith(ctx, m, input, f, (*chip).run)
+	return typed[T](runWith(ctx, m, input, func(c *chip) (any, error) { return f(c) }, (*chip).run))
 }
 
 // doBare is do for what needs no root key.
 func doBare[T any](ctx context.Context, m *Module, f func(*chip) (T, error)) (T, error) {
-	return runWith(ctx, m, nil, f, (*chip).runBare)
+	return typed[T](runWith(ctx, m, nil, func(c *chip) (any, error) { return f(c) }, (*chip).runBare))
 }
 
-func runWith[T any](ctx context.Context, m *Module, input *hsm.Secret, f func(*chip) (T, error),
-	how func(*chip, context.Context, func() error) error) (T, error) {
-	out := make(chan outcome[T])
+func typed[T any](value any, err error) (T, error) {
+	v, _ := value.(T)
+	return v, err
+}
+
+// runWith is one function for all types: the agent is to be small.
+func runWith(ctx context.Context, m *Module, input *hsm.Secret, f func(*chip) (any, error),
+	how func(*chip, context.Context, func() error) error) (any, error) {
+	out := make(chan outcome)
 	run := func(c *chip) {
 		defer input.Wipe()
-		var o outcome[T]
+		var o outcome
 		o.err = how(c, ctx, func() (err error) {
 			o.value, err = f(c)
 			return err
@@ -193,24 +199,23 @@ func runWith[T any](ctx context.Context, m *Module, input *hsm.Secret, f func(*c
 		select {
 		case out <- o:
 		case <-ctx.Done():
-			if s, ok := any(o.value).(*hsm.Secret); ok {
+			if s, ok := o.value.(*hsm.Secret); ok {
 				s.Wipe()
 			}
 		}
 	}
-	var none T
 	if err := m.submit(ctx, run); err != nil {
 		input.Wipe()
-		return none, err
+		return nil, err
 	}
 	select {
 	case o := <-out:
 		if o.err != nil {
-			return none, o.err
+			return nil, o.err
 		}
 		return o.value, nil
 	case <-ctx.Done():
-		return none, context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 }
 
