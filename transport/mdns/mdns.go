@@ -51,7 +51,7 @@ func Answer(ctx context.Context, offered uint16, log *slog.Logger) error {
 	answered := 0
 	for {
 		p, ok, err := s.read(ctx, time.Time{})
-		if err != nil || !ok {
+		if err != nil || !ok || ctx.Err() != nil {
 			return err
 		}
 		reply := h.reply(p)
