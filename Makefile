@@ -13,13 +13,16 @@ dir_kagimori        := ./agent/cmd/kagimori
 dir_kagimori-gate   := ./agent/cmd/kagimori-gate
 dir_kagimori-server := ./server/cmd/kagimori-server
 
-.PHONY: help build demo test check race fuzz bench soak cross size clean
+.PHONY: help build man demo test check race fuzz bench soak cross size clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## the three programs, static, into bin/
 	@slim=$$(GO='$(GO)' scripts/slim.sh) && $(foreach p,$(programs),CGO_ENABLED=0 $(GO) build $$slim $(FLAGS) -o bin/$(p) $(dir_$(p)) &&) true
 	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/upstream ./scripts/upstream
+
+man: build ## the man pages of the three programs, from the same texts as --help, into bin/man
+	@mkdir -p bin/man && $(foreach p,$(programs),bin/$(p) man bin/man &&) true
 
 demo: ## a terminal is enrolled, replaced, and its successor reaches the service (HSM=tpm: on emulated chips)
 	@HSM=$(HSM) scripts/setup.sh demo

@@ -40,6 +40,8 @@ func credentialVerbs() *cobra.Command {
 		},
 	}
 	show := &cobra.Command{
+		ValidArgsFunction: oneCredential,
+
 		Use:     "show ID",
 		Short:   "Show one credential and its certificate",
 		Long:    "Shows one credential, with what its certificate says and the certificate\nitself. The private key is never shown.",

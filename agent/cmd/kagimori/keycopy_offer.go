@@ -82,7 +82,7 @@ that is easy to guess, 130 after Ctrl-C.`,
 		}
 		return err
 	}
-	return cmd
+	return withIDs(cmd)
 }
 
 // ask asks for the PIN, if this terminal has one, and for the operator's own

@@ -91,6 +91,8 @@ func dealState(d *agent.KeycopyDeal) verb.Cell {
 
 func dealVerb() *cobra.Command {
 	return &cobra.Command{
+		ValidArgsFunction: copyIDs,
+
 		Use:     "show TXN",
 		Short:   "Show one key copy and what became of each key",
 		Long:    "Shows one key copy: where it stands, what is to be done, and for each key whether\nthe new terminal took it, why not, and what it is on this one.",
@@ -170,6 +172,8 @@ func showDeal(w io.Writer, page *agent.KeycopyDealPage) {
 
 func resumeVerb() *cobra.Command {
 	cmd := &cobra.Command{
+		ValidArgsFunction: copyIDs,
+
 		Use:   "resume [TXN]",
 		Short: "On the new terminal: go on now with a copy that is open",
 		Long: `Goes on with a key copy that a broken connection or a power cut left open. The
@@ -266,6 +270,7 @@ with kagimori keycopy activate %[1]s.`
 // resortVerb is a verb that a person confirms by the copy's id. Without a method
 // it ends the copy, by what that means.
 func resortVerb(cmd *cobra.Command, method, explanation string) *cobra.Command {
+	cmd.ValidArgsFunction = copyIDs
 	yes := cmd.Flags().Bool("yes", false, "do not ask")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := verb.Dial(cmd)

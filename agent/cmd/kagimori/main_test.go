@@ -231,3 +231,20 @@ func TestTPMThatIsNotThere(t *testing.T) {
 	b.fails(control.Storage, "absent", passphrase+"\n", "provision", path)
 	b.fails(control.Storage, "absent", "", "credential", "list")
 }
+
+// A shell completes ids by asking the daemon.
+func TestCompletion(t *testing.T) {
+	b := newBox(t)
+	if out := b.must("", "__complete", "credential", "show", "cr"); strings.Contains(out, "cr-") {
+		t.Errorf("without a daemon:\n%s", out)
+	}
+	b.start()
+	path, passphrase := b.bundle()
+	b.must(passphrase+"\n", "provision", path)
+	for _, args := range [][]string{{"credential", "show", ""}, {"keycopy", "offer", "--credential", ""}, {"keycopy", "show", ""}, {"keycopy", "resume", ""}, {"keycopy", "reclaim", ""}} {
+		out := b.must("", append([]string{"__complete"}, args...)...)
+		if !strings.HasSuffix(strings.TrimSpace(out), ":4") { // no file names
+			t.Errorf("%v:\n%s", args, out)
+		}
+	}
+}
