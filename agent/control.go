@@ -220,20 +220,9 @@ func (a *Agent) keycopyOffer(ctx context.Context, call *control.Call) error {
 	if err != nil {
 		return err
 	}
-	var pin transport.Sensitive
-	if in.PIN != "" {
-		if pin, err = call.Unseal(LabelPIN, in.PIN); err != nil {
-			return err
-		}
-	}
-	if err := a.judgePIN(ctx, v, pin); err != nil {
+	order, err := a.offerOrder(ctx, call, v, &in)
+	if err != nil {
 		return err
-	}
-	order := armOrder{selected: in.Credentials, move: in.Move}
-	if in.Code != "" {
-		if order.typed, err = call.Unseal(LabelCode, in.Code); err != nil {
-			return err
-		}
 	}
 	o, code, err := a.arm(ctx, order)
 	if err != nil {
@@ -254,6 +243,29 @@ func (a *Agent) keycopyOffer(ctx context.Context, call *control.Call) error {
 		o.source.Disarm() // nobody has seen the code
 		return err
 	}
+	return o.follow(ctx, call)
+}
+
+// offerOrder is what the caller wants, once the PIN is right.
+func (a *Agent) offerOrder(ctx context.Context, call *control.Call, v *vault, in *OfferParams) (order armOrder, err error) {
+	var pin transport.Sensitive
+	if in.PIN != "" {
+		if pin, err = call.Unseal(LabelPIN, in.PIN); err != nil {
+			return order, err
+		}
+	}
+	if err := a.judgePIN(ctx, v, pin); err != nil {
+		return order, err
+	}
+	order = armOrder{selected: in.Credentials, move: in.Move}
+	if in.Code != "" {
+		order.typed, err = call.Unseal(LabelCode, in.Code)
+	}
+	return order, err
+}
+
+// follow tells the caller what happens until the offer has ended.
+func (o *offering) follow(ctx context.Context, call *control.Call) error {
 	for {
 		select {
 		case <-ctx.Done(): // the offer stands until its time is over

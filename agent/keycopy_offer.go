@@ -192,15 +192,6 @@ func (p *party) answers(ctx context.Context) error {
 	return nil
 }
 
-// backdated makes codes live shorter than the protocol allows, if the
-// configuration says so.
-func (a *Agent) backdated(now keycopy.Instant) keycopy.Instant {
-	if ttl := a.cfg.Keycopy.CodeTTL; ttl > 0 && ttl < keycopy.CodeLifetime {
-		now.Wall, now.Mono = now.Wall.Add(ttl-keycopy.CodeLifetime), now.Mono+ttl-keycopy.CodeLifetime
-	}
-	return now
-}
-
 // choose finds out what would be copied, and refuses to arm for nothing.
 func (o *offering) choose(order armOrder) error {
 	p := o.party

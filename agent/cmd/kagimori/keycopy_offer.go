@@ -15,11 +15,7 @@ import (
 	"github.com/kagimori/kagimori/transport/control/verb"
 )
 
-func offerVerb() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "offer",
-		Short: "On the old terminal: show a code and wait for the new one",
-		Long: `Shows which keys are copied, which move and which stay, and why; then an operator
+const offerLong = `Shows which keys are copied, which move and which stay, and why; then an operator
 code, and where the new terminal finds this one. The code is good for one copy,
 five minutes and three wrong attempts. If this terminal has a PIN (kagimori pin),
 it is asked for, or read as one line of standard input.
@@ -41,7 +37,13 @@ docs/replace.md.
 
 It ends with exit code 0 when the new terminal has the keys, 4 after too many wrong
 codes, 5 when nobody came in time or the copy broke off, 7 for a code of your own
-that is easy to guess, 130 after Ctrl-C.`,
+that is easy to guess, 130 after Ctrl-C.`
+
+func offerVerb() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "offer",
+		Short:   "On the old terminal: show a code and wait for the new one",
+		Long:    offerLong,
 		Example: "  kagimori keycopy offer\n  kagimori keycopy offer --qr\n  kagimori keycopy offer --credential cr-7q3mz5xk2a --credential cr-b4w9tn6rjd",
 	}
 	flags := cmd.Flags()
