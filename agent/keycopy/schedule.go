@@ -233,10 +233,10 @@ func (k *runKeys) seal(seq uint32, id transport.Name, record []byte) []byte {
 	return k.itemCipher.Seal(make([]byte, 0, len(record)+k.itemCipher.Overhead()), nonce, record, ad)
 }
 
-// open decrypts item seq.
+// open decrypts item seq in place: sealed is used up.
 func (k *runKeys) open(seq uint32, id transport.Name, sealed []byte) ([]byte, error) {
 	nonce, ad := k.itemParameters(seq, id)
-	return k.itemCipher.Open(nil, nonce, sealed, ad)
+	return k.itemCipher.Open(sealed[:0], nonce, sealed, ad)
 }
 
 func (k *runKeys) itemParameters(seq uint32, id transport.Name) (nonce, ad []byte) {
