@@ -6,6 +6,8 @@
 #   paho   its ways to connect (we hand it a connection), and with them net/http
 #          and SOCKS proxies
 #   cobra  one regular expression, and with it regexp; templates
+#   crypto assembly for amd64 of what has little to do here: a passphrase, the
+#          items of a key copy. Other boards run the same code in Go anyway
 #
 # If a later release no longer looks as expected here, this script or the build
 # fails; the stories run what is built so.
@@ -26,8 +28,8 @@ take() {
 	from=$($go list -m -f '{{.Dir}}' "$module")
 	for dir; do
 		mkdir -p "$work/$name/$dir"
-		for f in "$from/$dir"/*.go; do
-			case $f in *_test.go) ;; *) cat "$f" >"$work/$name/$dir/${f##*/}" ;; esac
+		for f in "$from/$dir"/*.go "$from/$dir"/*.s; do
+			case $f in *_test.go | *\**) ;; *) cat "$f" >"$work/$name/$dir/${f##*/}" ;; esac
 		done
 	done
 	cat "$from/go.mod" >"$work/$name/go.mod"
@@ -108,6 +110,14 @@ func (notInNames) ReplaceAllString(s, by string) string {
 }
 END
 put cobra github.com/spf13/cobra
+
+take golang.org/x/crypto crypto argon2 blake2b chacha20 chacha20poly1305 cryptobyte cryptobyte/asn1 internal/alias internal/poly1305
+for f in argon2/blamka_ref.go blake2b/blake2b_ref.go chacha20poly1305/chacha20poly1305_noasm.go; do
+	expect crypto $f '^//go:build .*!amd64'
+	sed -i -e '/^\/\/go:build/s/!amd64/amd64 || !amd64/' "$work/crypto/$f"
+done
+rm "$work"/crypto/argon2/*_amd64.* "$work"/crypto/blake2b/*_amd64.* "$work"/crypto/chacha20poly1305/*_amd64.*
+put crypto golang.org/x/crypto
 
 cp go.sum "$out/go.sum.$$"
 mv "$work/go.mod.main" "$out/go.mod.$$"
