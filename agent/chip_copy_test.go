@@ -25,7 +25,7 @@ type chipRig struct {
 
 func newChipRig(t *testing.T) *chipRig {
 	t.Helper()
-	r := &chipRig{copyRig: copyRig{t: t, ca: newAuthority(t)}, fleet: newTestKey(t)}
+	r := &chipRig{copyRig: *emptyRig(t), fleet: newTestKey(t)}
 	cfg := Config{Keycopy: &KeycopyConfig{Listen: "127.0.0.1:0"}}
 	r.old, r.new = testAgent(t, cfg), testAgent(t, cfg)
 	r.from, r.to = withChip(t, r.old), withChip(t, r.new)

@@ -170,7 +170,7 @@ func (c *conversation) entries(kind audit.Kind) (list []audit.Entry) {
 
 // What chip show says in each case, and what chip install takes.
 func TestChipByHand(t *testing.T) {
-	r := &copyRig{t: t, ca: newAuthority(t)}
+	r := emptyRig(t)
 	plain := r.terminal("")
 	s, err := plain.chipStatus(t.Context(), plain.vault)
 	if err != nil || s.Present || s.Approved || !strings.Contains(s.Text, "no chip") {

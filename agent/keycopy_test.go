@@ -26,9 +26,14 @@ type copyRig struct {
 	stops    map[*Agent]func()
 }
 
+// emptyRig has no terminals yet.
+func emptyRig(t testing.TB) *copyRig {
+	return &copyRig{t: t, ca: newAuthority(t), dirs: map[*Agent]string{}, stops: map[*Agent]func(){}}
+}
+
 func newCopyRig(t testing.TB, credentials ...transport.Name) *copyRig {
 	t.Helper()
-	r := &copyRig{t: t, ca: newAuthority(t), dirs: map[*Agent]string{}, stops: map[*Agent]func(){}}
+	r := emptyRig(t)
 	r.old, r.new = r.terminal("nav-001"), r.terminal("")
 	for _, id := range credentials {
 		r.give(r.ca.record(id))
