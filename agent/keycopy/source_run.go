@@ -139,20 +139,20 @@ func (r *sourceRun) end(err error) {
 	r.keys.wipe()
 	r.offer.Wipe()
 	r.source.leave(r)
-	tell := r.source.cfg.tell
+	kind := EventEnded
 	switch {
-	case r.judged || r.deal != nil && r.deal.Conflict: // it is told
+	case r.judged || r.deal != nil && r.deal.Conflict:
+		return // it is told
 	case !r.proven:
-		tell(r.event(EventTurned, Event{Err: err}))
+		kind = EventTurned
 	case err != nil && (r.deal == nil || r.deal.Phase == 0 || r.deal.Phase == transport.KeycopyAbandoned):
-		tell(r.event(EventAborted, Event{Err: err}))
+		kind = EventAborted
 	case err != nil:
-		tell(r.event(EventInterrupted, Event{Err: err}))
+		kind = EventInterrupted
 	case r.deal.Phase == transport.KeycopyDone:
-		tell(r.event(EventClosed, Event{}))
-	default:
-		tell(r.event(EventEnded, Event{}))
+		kind = EventClosed
 	}
+	r.source.cfg.tell(r.event(kind, Event{Err: err}))
 }
 
 // event fills in who is at the other end.

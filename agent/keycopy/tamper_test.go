@@ -3,27 +3,12 @@ package keycopy
 // What happens to messages that are changed, replayed, reflected or out of turn.
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"testing"
 
 	"github.com/kagimori/kagimori/transport"
 )
-
-// frames are those of one good run.
-func frames(t testing.TB, r *rig) (all []hop) {
-	t.Helper()
-	sc, tc := newChannels()
-	sourceErr, targetErr := r.pump(context.Background(), sc, tc, func(h hop) transport.KeycopyFrame {
-		all = append(all, h)
-		return h.frame
-	})
-	if sourceErr != nil || targetErr != nil {
-		t.Fatal(sourceErr, targetErr)
-	}
-	return all
-}
 
 // judgeBroken checks a run that was tampered with at frame n of the good run's
 // types: somebody noticed, and nothing was installed unless the tampering came
