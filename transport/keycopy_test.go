@@ -236,7 +236,7 @@ func FuzzKeycopy(f *testing.F) {
 			}
 		}
 		for _, m := range []KeycopyMessage{new(KeycopyHello), new(KeycopyHelloAck), new(KeycopyProof), new(KeycopyGrant), new(KeycopyItem),
-			new(KeycopyReceipt), new(KeycopyClose), new(KeycopyError)} {
+			new(KeycopyReceipt), new(KeycopyCommit), new(KeycopyActivated), new(KeycopyClose), new(KeycopyResume), new(KeycopyResumed), new(KeycopyError)} {
 			in := KeycopyFrame{KeycopyType(typ), body}
 			if err := DecodeKeycopy(in, m); err != nil {
 				if !errors.Is(err, ErrMalformed) {

@@ -197,6 +197,7 @@ func (w *world) checkSend(c *simConn, f transport.KeycopyFrame) {
 		}
 	case transport.KeycopyTypeGrant:
 		w.verdict(e)
+		c.proven = false
 		if t != nil && w.opened[t.ID] == 0 {
 			w.opened[t.ID] = c.code
 		}

@@ -80,7 +80,7 @@ type simConn struct {
 	until            time.Duration
 	expired          bool
 
-	proven bool // Source: took a PROOF on this connection
+	proven bool // Source: has a guess to answer on this connection
 	code   int  // which code was in force at the Source when it began
 }
 
@@ -110,7 +110,8 @@ func (c *simConn) ReadFrame(limit int, wait time.Duration) (f transport.KeycopyF
 			if len(f.Body) > limit {
 				return f, fmt.Errorf("%w: %d bytes, the limit is %d", transport.ErrMalformed, len(f.Body), limit)
 			}
-			c.proven = c.proven || f.Type == transport.KeycopyTypeProof || f.Type == transport.KeycopyTypeHello && c.channel.Mode.SealsCode()
+			sealed := f.Type == transport.KeycopyTypeHello && c.channel.Mode.SealsCode() && c.w.mangle == nil // else it may be no guess at all
+			c.proven = c.proven || f.Type == transport.KeycopyTypeProof || sealed
 			return f, nil
 		}
 		switch {
