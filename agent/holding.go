@@ -245,6 +245,7 @@ func (s *session) claimTaken(m *transport.CredentialClaimed) error {
 	if err != nil {
 		return err
 	}
+	delete(s.claims, m.Credential) // should it be claimed anew: it may come back from where it went
 	s.log.Info("holding reported", "credential", m.Credential)
 	return errors.Join(s.reconciled(), s.claim())
 }

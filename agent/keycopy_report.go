@@ -90,7 +90,7 @@ func reportOf(d *dealRecord, offset int) (m *transport.KeycopyReport, last bool)
 		Txn: t.ID, Side: t.Side, Peer: t.Peer, PeerName: t.Name, Mode: t.Mode, Phase: t.Phase, At: t.At, Changed: d.Changed,
 		Forced: t.Forced, Total: d.counts().Items, Offset: uint32(offset), Items: []transport.KeycopyReportedItem{},
 	}
-	if t.Side == transport.KeycopySource {
+	if t.Side == transport.KeycopySource && offset == 0 {
 		m.Signature, m.Signed = t.Signature, t.Signed
 	}
 	end := min(offset+transport.MaxKeycopyReported, len(t.Items))
@@ -146,11 +146,10 @@ func (s *session) nextPage(r *reporting) error {
 // reportRefused keeps the reason for people. An older server does not know what a
 // key copy is.
 func (s *session) reportRefused(id transport.ID, f *transport.Fault) error {
-	s.reporting = nil
+	s.reporting, s.unreported[id] = nil, true
 	if f.Code == transport.FaultLater {
-		return nil
+		return s.report()
 	}
-	s.unreported[id] = true
 	s.log.Warn("key copy not accepted by the server", "txn", short(id), "err", f)
 	err := s.update(func(tx *store.Tx) error {
 		var waits reportRecord

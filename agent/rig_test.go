@@ -126,6 +126,7 @@ type server struct {
 	nonce     [32]byte
 	polls     int
 	states    []transport.TerminalState
+	copies    copyDesk
 	// recovery and recoveryKey are of the public recovery key; 0: none.
 	recovery     uint32
 	recoveryKey  []byte
@@ -245,6 +246,8 @@ func (s *server) answer(e *transport.Envelope) (transport.Body, error) {
 			return nil, err
 		}
 		return s.certify(r)
+	case "keycopy.report", "keycopy.settle":
+		return s.copies.answer(e)
 	case "credential.claim":
 		c, err := transport.Open[transport.CredentialClaim](e)
 		if err != nil {
@@ -299,6 +302,7 @@ func (s *server) claim(c *transport.CredentialClaim) (transport.Body, error) {
 		return &transport.Fault{Code: transport.FaultRefused}, nil
 	}
 	s.claims[c.Credential] = c.Source
+	s.copies.claims = append(s.copies.claims, *c)
 	claimed := &transport.CredentialClaimed{}
 	if s.reach != nil {
 		*claimed = *s.reach
