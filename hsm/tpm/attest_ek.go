@@ -121,7 +121,7 @@ func (c *chip) takeEK(k endorser) (ekey, error) {
 			ek.stored = true
 			return ek, nil
 		}
-	} else if _, answer := errors.AsType[tpm2.TPMRC](err); !answer {
+	} else if _, answer := errors.AsType[answer](err); !answer {
 		return ekey{}, err
 	}
 	blank := sized(nil, make([]byte, k.blank))
@@ -260,7 +260,7 @@ var errNoIndex = errors.New("no such NV index")
 // readNV reads a whole index that everybody may read: a certificate.
 func (c *chip) readNV(h tpm2.TPMHandle) ([]byte, error) {
 	public, err := c.readNVPublic(h)
-	if errors.Is(err, tpm2.TPMRCHandle) {
+	if is(err, tpm2.TPMRCHandle) {
 		return nil, errNoIndex
 	}
 	if err != nil {

@@ -141,7 +141,7 @@ func refusedBoot(err error) bool {
 	if _, ok := errors.AsType[*errPCR](err); ok {
 		return true
 	}
-	return errors.Is(err, tpm2.TPMRCPolicyFail) || errors.Is(err, tpm2.TPMRCPCRChanged)
+	return is(err, tpm2.TPMRCPolicyFail, tpm2.TPMRCPCRChanged)
 }
 
 // whyNot names the registers that differ from what the secret is sealed to, or

@@ -172,8 +172,8 @@ func (c *chip) send(command []byte) ([]byte, error) {
 			return nil, c.gone
 		}
 		c.sent++
-		rc := tpm2.TPMRC(binary.BigEndian.Uint32(response[6:]))
-		if !later(rc) || time.Now().Add(pause).After(patience) {
+		rc := answer(binary.BigEndian.Uint32(response[6:]))
+		if !rc.among(laterCodes) || time.Now().Add(pause).After(patience) {
 			return response, nil
 		}
 		if err := c.pause(pause); err != nil {

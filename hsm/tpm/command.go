@@ -89,7 +89,7 @@ func (q command) decode(response []byte) (handle tpm2.TPMHandle, params []byte, 
 	if len(response) < headSize || int(be.Uint32(response[2:])) != len(response) {
 		return 0, nil, errResponse
 	}
-	if rc := tpm2.TPMRC(be.Uint32(response[6:])); rc != tpm2.TPMRCSuccess {
+	if rc := answer(be.Uint32(response[6:])); rc != answer(tpm2.TPMRCSuccess) {
 		return 0, nil, rc
 	}
 	rest := response[headSize:]

@@ -9,7 +9,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
@@ -174,7 +173,7 @@ func decodeCounter(b hsm.Blob) (hsm.Item, nvPublic, error) {
 func (c *chip) whyNoCounter(p nvPublic, refused error, again *bool) error {
 	public, err := c.readNVPublic(p.handle)
 	switch {
-	case errors.Is(err, tpm2.TPMRCHandle):
+	case is(err, tpm2.TPMRCHandle):
 		return fmt.Errorf("%w: nothing stands at handle %#x; somebody removed it, or cleared the TPM", hsm.ErrCounter, uint32(p.handle))
 	case err != nil:
 		return err
@@ -196,7 +195,7 @@ const defineTries = 3
 // define takes a handle for a counter.
 func (c *chip) define(key []byte) (p nvPublic, err error) {
 	for range defineTries {
-		if p, err = c.defineOnce(key); !errors.Is(err, tpm2.TPMRCNVDefined) && !errors.Is(err, tpm2.TPMRCHandle) {
+		if p, err = c.defineOnce(key); !is(err, tpm2.TPMRCNVDefined, tpm2.TPMRCHandle) {
 			return p, err
 		}
 	}
@@ -234,7 +233,7 @@ func (c *chip) defineOnce(key []byte) (nvPublic, error) {
 			continue
 		}
 		err := c.defineAt(p, key)
-		if errors.Is(err, tpm2.TPMRCNVDefined) { // another program was faster
+		if is(err, tpm2.TPMRCNVDefined) { // another program was faster
 			continue
 		}
 		return p, err
@@ -272,7 +271,7 @@ func (c *chip) defineAt(p nvPublic, key []byte) error {
 	switch {
 	case denied(err):
 		return fmt.Errorf("%w: a counter needs the owner; take its password away, or use the store without a counter (%v)", hsm.ErrOwnerAuth, err)
-	case errors.Is(err, tpm2.TPMRCNVSpace):
+	case is(err, tpm2.TPMRCNVSpace):
 		return fmt.Errorf("%w: the TPM's own memory is full; see tpm2_getcap handles-nv-index, and remove what nobody needs", hsm.ErrNoCounter)
 	}
 	return err

@@ -5,7 +5,6 @@ package tpm
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -47,7 +46,7 @@ func (e *unsentError) Unwrap() error { return e.err }
 // answered tells an error that the TPM itself gave, or that was found before
 // anything was sent: the connection is in step.
 func answered(err error) bool {
-	if _, ok := errors.AsType[tpm2.TPMRC](err); ok {
+	if _, ok := errors.AsType[answer](err); ok {
 		return true
 	}
 	if _, ok := errors.AsType[*stopError](err); ok {
@@ -65,15 +64,67 @@ func answered(err error) bool {
 	return false
 }
 
-// later tells answers after which the same command may be sent again: it did
-// not start.
-func later(rc tpm2.TPMRC) bool {
-	switch rc {
-	case tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting, tpm2.TPMRCNVRate:
-		return true
+// An answer is a TPM's response code other than success (Part 2, 6.6). Those of
+// format one also say what they are about. Their names and texts are left to
+// tpm2_rc_decode of tpm2-tools: they would be 36 KiB of the agent.
+type answer uint32
+
+func (a answer) Error() string { return fmt.Sprintf("TPM response code %#x", uint32(a)) }
+
+// The parts of a code of format one (Part 2, 6.6.2).
+const (
+	formatOne   = 0x080
+	ofParameter = 0x040
+	ofSession   = 0x800 // unless it is ofParameter; else of a handle
+	whichOne    = 0xf00
+)
+
+// base is the code without what it is about.
+func (a answer) base() tpm2.TPMRC {
+	if a&formatOne == 0 {
+		return tpm2.TPMRC(a)
+	}
+	return tpm2.TPMRC(a &^ (whichOne | ofParameter))
+}
+
+// about tells which parameter a code is about, from 1, 0 if none, and whether it
+// is about a handle or session.
+func (a answer) about() (parameter int, other bool) {
+	switch {
+	case a&formatOne == 0:
+		return 0, false
+	case a&ofParameter != 0:
+		return int(a&whichOne) >> 8, false
+	}
+	return 0, true
+}
+
+// is tells errors that a TPM answered with one of codes.
+func is(err error, codes ...tpm2.TPMRC) bool {
+	a, ok := errors.AsType[answer](err)
+	return ok && a.among(codes)
+}
+
+// among is slices.Contains without the texts of all codes: those come with any
+// generic function of a tpm2.TPMRC.
+func (a answer) among(codes []tpm2.TPMRC) bool {
+	for _, c := range codes {
+		if c == a.base() {
+			return true
+		}
 	}
 	return false
 }
+
+// about is answer.about of an error.
+func about(err error) (parameter int, other bool) {
+	a, _ := errors.AsType[answer](err)
+	return a.about()
+}
+
+// laterCodes are answers after which the same command may be sent again: it did
+// not start.
+var laterCodes = []tpm2.TPMRC{tpm2.TPMRCRetry, tpm2.TPMRCYielded, tpm2.TPMRCTesting, tpm2.TPMRCNVRate}
 
 var lostCodes = []tpm2.TPMRC{
 	tpm2.TPMRCReferenceH0, tpm2.TPMRCReferenceH1, tpm2.TPMRCReferenceH2, // an object is not loaded
@@ -88,24 +139,13 @@ func lost(err error) bool {
 	if _, ok := errors.AsType[*againError](err); ok {
 		return true
 	}
-	handle, _ := about(err).Handle()
-	if session, _ := about(err).Session(); session || handle {
-		return true
-	}
-	rc, ok := errors.AsType[tpm2.TPMRC](err)
-	return ok && slices.Contains(lostCodes, rc)
+	_, other := about(err)
+	return other || is(err, lostCodes...)
 }
 
 // denied tells the answers to a wrong auth value.
 func denied(err error) bool {
-	return errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail)
-}
-
-// about tells which parameter, handle or session an answer is about (Part 2,
-// 6.6.2), if any.
-func about(err error) tpm2.TPMFmt1Error {
-	about, _ := errors.AsType[tpm2.TPMFmt1Error](err)
-	return about
+	return is(err, tpm2.TPMRCBadAuth, tpm2.TPMRCAuthFail)
 }
 
 // The first byte of a handle is its type (Part 2, 7.2).
@@ -125,8 +165,8 @@ func checkHandle(h tpm2.TPMHandle, kind byte) error {
 
 // badParameter tells answers about what a command carried, not about the TPM.
 func badParameter(err error) bool {
-	parameter, _ := about(err).Parameter()
-	return parameter
+	parameter, _ := about(err)
+	return parameter > 0
 }
 
 // explain gives an error its place among the states of package hsm.
@@ -134,14 +174,14 @@ func explain(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, tpm2.TPMRCLockout):
+	case is(err, tpm2.TPMRCLockout):
 		return fmt.Errorf("%w: wait until it recovers, or reset it with the lockout password: kagimori tpm reset-lockout, or tpm2_dictionarylockout --clear-lockout (%v)",
 			hsm.ErrLockout, err)
-	case errors.Is(err, tpm2.TPMRCRetry), errors.Is(err, tpm2.TPMRCYielded), errors.Is(err, tpm2.TPMRCTesting), errors.Is(err, tpm2.TPMRCNVRate):
+	case is(err, laterCodes...):
 		return fmt.Errorf("%w: still busy at the deadline; try again later (%w)", hsm.ErrTimeout, err)
-	case errors.Is(err, tpm2.TPMRCInitialize):
+	case is(err, tpm2.TPMRCInitialize):
 		return fmt.Errorf("the TPM was not started by firmware; restart the machine: %w", err)
-	case errors.Is(err, tpm2.TPMRCFailure):
+	case is(err, tpm2.TPMRCFailure):
 		return fmt.Errorf("the TPM is in failure mode; restart the machine: %w", err)
 	}
 	return err

@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -141,7 +140,7 @@ func (c *chip) countCounters() (int, error) {
 			continue
 		}
 		public, err := c.readNVPublic(h)
-		if errors.Is(err, tpm2.TPMRCHandle) {
+		if is(err, tpm2.TPMRCHandle) {
 			continue // just removed by another program
 		}
 		if err != nil {

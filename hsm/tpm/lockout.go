@@ -74,7 +74,7 @@ func (c *chip) withLockout(password []byte, code tpm2.TPMCC, params []byte) erro
 	case denied(err):
 		return fmt.Errorf("%w: the chip takes no other one until its reset time has passed; find the right one before you try again (%v)",
 			hsm.ErrLockoutPassword, err)
-	case errors.Is(err, tpm2.TPMRCLockout):
+	case is(err, tpm2.TPMRCLockout):
 		return fmt.Errorf("%w: a wrong lockout password was given before; wait until the reset time has passed, or start the machine anew if that is 0 (%v)",
 			hsm.ErrLockout, err)
 	}

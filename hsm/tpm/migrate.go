@@ -9,7 +9,6 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -139,7 +138,7 @@ func (c *chip) duplicate(k migratableKey, parent, approval []byte) (duplicate, e
 	d, err := c.duplicateIn(s, k, parent, approval)
 	if err != nil {
 		c.flush(s.handle) // nothing else does: there are three places
-		if errors.Is(err, tpm2.TPMRCPolicyFail) || errors.Is(err, tpm2.TPMRCExpired) {
+		if is(err, tpm2.TPMRCPolicyFail, tpm2.TPMRCExpired) {
 			return duplicate{}, fmt.Errorf("%w (%v)", hsm.ErrNotApproved, err)
 		}
 	}

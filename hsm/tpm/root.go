@@ -66,7 +66,7 @@ func (c *chip) readRoot() (free bool, err error) {
 		return false, nil
 	}
 	_, out, err := c.ask(command{code: tpm2.TPMCCReadPublic, handles: []entity{{handle: rootHandle}}})
-	if errors.Is(err, tpm2.TPMRCHandle) {
+	if is(err, tpm2.TPMRCHandle) {
 		return true, nil
 	}
 	if err != nil {

@@ -146,7 +146,7 @@ func TestOwnerPassword(t *testing.T) {
 	if !ok {
 		t.Fatalf("no next step in %q", err)
 	}
-	advice, _, _ = strings.Cut(advice, " (TPM_RC")
+	advice, _, _ = strings.Cut(advice, " (TPM response code")
 	p.Tool("sh", "-c", advice) // the next step, as it is printed
 	p.Tool("tpm2_flushcontext", "-t")
 	opensAt(t, p.Socket, works(t, p.Socket))

@@ -17,7 +17,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -144,13 +143,8 @@ func (c *chip) startSession(kind tpm2.TPMSE) (*session, error) {
 // session is the probe: there is no cheaper command and no truer one.
 func unfit(err error) bool {
 	const symmetric = 4 // the parameter of TPM2_StartAuthSession
-	for _, rc := range []tpm2.TPMRC{tpm2.TPMRCSymmetric, tpm2.TPMRCMode, tpm2.TPMRCKeySize, tpm2.TPMRCValue} {
-		if errors.Is(err, rc) {
-			parameter, n := about(err).Parameter()
-			return parameter && n == symmetric
-		}
-	}
-	return false
+	parameter, _ := about(err)
+	return parameter == symmetric && is(err, tpm2.TPMRCSymmetric, tpm2.TPMRCMode, tpm2.TPMRCKeySize, tpm2.TPMRCValue)
 }
 
 // wipe overwrites the key. A nil session is fine.
