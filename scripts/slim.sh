@@ -1,11 +1,12 @@
 #!/bin/sh
-# Prints a -modfile flag for `go build` with which two libraries link less into
+# Prints a -modfile flag for `go build` with which three libraries link less into
 # the agent, half a MiB in all. What is built is their own modules as they were
 # downloaded and checked, but for what no program here uses:
 #
 #   paho   its ways to connect (we hand it a connection), and with them net/http
 #          and SOCKS proxies
-#   cobra  one regular expression, and with it regexp; templates
+#   cobra  one regular expression, and with it regexp; templates; completion for
+#          PowerShell, which no terminal has
 #   crypto assembly for amd64 of what has little to do here: a passphrase, the
 #          items of a key copy. Other boards run the same code in Go anyway
 #
@@ -109,6 +110,22 @@ func (notInNames) ReplaceAllString(s, by string) string {
 	return b.String()
 }
 END
+expect cobra completions.go 'completionCmd.AddCommand(bash, zsh, fish, powershell)'
+sed -i -e 's/completionCmd.AddCommand(bash, zsh, fish, powershell)/completionCmd.AddCommand(bash, zsh, fish)/' "$work/cobra/completions.go"
+expect cobra powershell_completions.go '^func (c \*Command) GenPowerShellCompletionWithDesc(w io.Writer) error'
+cat >"$work/cobra/powershell_completions.go" <<'END'
+package cobra
+
+import (
+	"errors"
+	"io"
+)
+
+var errNoPowerShell = errors.New("this program has no completion for PowerShell")
+
+func (c *Command) GenPowerShellCompletion(io.Writer) error         { return errNoPowerShell }
+func (c *Command) GenPowerShellCompletionWithDesc(io.Writer) error { return errNoPowerShell }
+END
 put cobra github.com/spf13/cobra
 
 take golang.org/x/crypto crypto argon2 blake2b chacha20 chacha20poly1305 cryptobyte cryptobyte/asn1 internal/alias internal/poly1305
@@ -118,6 +135,13 @@ for f in argon2/blamka_ref.go blake2b/blake2b_ref.go chacha20poly1305/chacha20po
 done
 rm "$work"/crypto/argon2/*_amd64.* "$work"/crypto/blake2b/*_amd64.* "$work"/crypto/chacha20poly1305/*_amd64.*
 put crypto golang.org/x/crypto
+
+take github.com/google/go-tpm gotpm tpm2 tpm2/transport legacy/tpm2 tpmutil
+expect gotpm tpm2/errors.go '"%s (%v %d): %s", desc.name, e.subject, e.index, desc.description'
+sed -i -e '/^\tdescription string$/d' -e '/^\t\tdescription: /d' \
+	-e 's/"%s (%v %d): %s", desc.name, e.subject, e.index, desc.description/"%s (%v %d)", desc.name, e.subject, e.index/' \
+	-e 's/fmt.Sprintf("%s: %s", desc.name, desc.description)/desc.name/' "$work/gotpm/tpm2/errors.go"
+put gotpm github.com/google/go-tpm
 
 cp go.sum "$out/go.sum.$$"
 mv "$work/go.mod.main" "$out/go.mod.$$"
