@@ -201,6 +201,26 @@ func (m *terminal) phase() (txn, phase string) {
 	return list.Copies[0].Txn, list.Copies[0].Phase
 }
 
+// lose fetches over a line that is severed once the Source has committed, and
+// lets go. It gives the id of the copy.
+func (m *terminal) lose(old *terminal, code, address string) (txn string) {
+	m.t.Helper()
+	fetch := m.command("kagimori", "--socket", m.socket("kagimori"), "keycopy", "fetch", address)
+	fetch.Stdin = strings.NewReader(code + "\n")
+	if err := fetch.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+	m.until("the new terminal has staged what the old one has committed", func() bool {
+		_, committed := old.phase()
+		var staged string
+		txn, staged = m.phase()
+		return committed == "committed" && staged == "staged"
+	})
+	fetch.Process.Kill()
+	fetch.Wait() // it was killed
+	return txn
+}
+
 // Two ends lose each other between COMMITTED and ACTIVE. The one that asks the
 // server first may go on alone, and the other one may not.
 //
@@ -215,14 +235,7 @@ func TestTheServerLetsOneEndGoOnAlone(t *testing.T) {
 			id := old.issueMove()
 			o := old.offer(old.socket("kagimori"))
 			line := sever(t, old.copy, func() bool { _, p := old.phase(); return p == "committed" })
-			r := fresh.run(o.code+"\n", "kagimori", "--socket", fresh.socket("kagimori"), "keycopy", "fetch", line.l.Addr().String())
-			if r.code == 0 {
-				t.Fatalf("the line was not severed:\n%s%s", r.out, r.err)
-			}
-			txn, staged := fresh.phase()
-			if _, p := old.phase(); p != "committed" || staged != "staged" {
-				t.Fatalf("old terminal %s, new terminal %s", p, staged)
-			}
+			txn := fresh.lose(old, o.code, line.l.Addr().String())
 			for _, m := range []*terminal{old, fresh} {
 				if got := m.curl("/a"); strings.Contains(got, "map tile") {
 					t.Errorf("%s uses what is moving: %s", m.name, got)
