@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"net"
 	"sync"
@@ -193,6 +194,20 @@ func (d *door) open(ctx context.Context, p *party) (err error) {
 		}
 	})
 	return nil
+}
+
+// sourceConfig is what this terminal gives to whoever may have it.
+func (a *Agent) sourceConfig(p *party, order armOrder, progress func(keycopy.Event)) keycopy.SourceConfig {
+	return keycopy.SourceConfig{
+		End: keycopy.End{
+			Device: p.vault.device, Attempts: attempts{vault: p.vault, role: roleSource, now: a.clock.Steady}, Clock: p.clock, Random: rand.Reader,
+			Modes: a.cfg.Keycopy.modes(), RequireIdentity: a.cfg.Keycopy.RequireIdentity, Progress: progress,
+		},
+		Codes: p.codes, Move: order.move, Journal: journal{vault: p.vault},
+		Records: func(ctx context.Context, wanted []transport.Name, parent *transport.KeycopyParent) ([]transport.CredentialRecord, []transport.KeycopyWithheld, error) {
+			return p.vault.given(ctx, order.selected, wanted, parent)
+		},
+	}
 }
 
 // shut ends what goes through the door, and waits for it.

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"math"
@@ -110,20 +109,6 @@ func (o *offering) opened(at net.Addr) error {
 	o.chosen.Seconds = int(math.Ceil(o.operator.Remaining(o.party.clock()).Seconds()))
 	o.invite(at)
 	return nil
-}
-
-// sourceConfig is what this terminal gives to whoever may have it.
-func (a *Agent) sourceConfig(p *party, order armOrder, progress func(keycopy.Event)) keycopy.SourceConfig {
-	return keycopy.SourceConfig{
-		End: keycopy.End{
-			Device: p.vault.device, Attempts: attempts{vault: p.vault, role: roleSource, now: a.clock.Steady}, Clock: p.clock, Random: rand.Reader,
-			Modes: a.cfg.Keycopy.modes(), RequireIdentity: a.cfg.Keycopy.RequireIdentity, Progress: progress,
-		},
-		Codes: p.codes, Move: order.move, Journal: journal{vault: p.vault},
-		Records: func(ctx context.Context, wanted []transport.Name, parent *transport.KeycopyParent) ([]transport.CredentialRecord, []transport.KeycopyWithheld, error) {
-			return p.vault.given(ctx, order.selected, wanted, parent)
-		},
-	}
 }
 
 // opensTransaction says whether id is the transaction of this offer's code.

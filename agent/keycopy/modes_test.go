@@ -234,3 +234,26 @@ func TestModePolicy(t *testing.T) {
 		t.Error(s, g)
 	}
 }
+
+// What was begun goes on in a mode that was switched off since: keys that are
+// disabled wait for it. A new copy in it is refused, and so is going on in
+// another mode than the transaction's.
+func TestResumeInAModeThatIsOff(t *testing.T) {
+	for _, mode := range transport.KeycopyModes() {
+		a := flow{mode, true, true}.ready(t, "12345678")
+		off := []transport.KeycopyMode{transport.KeycopyPAKE}
+		if mode == transport.KeycopyPAKE {
+			off = []transport.KeycopyMode{transport.KeycopyDirect}
+		}
+		a.sourceConfig.Modes, a.targetConfig.Modes = off, off
+		a.rig.source, a.rig.target = NewResponder(a.sourceConfig), NewTarget(a.targetConfig, a.rig.target.code)
+		sc, tc := a.channels()
+		sc.Mode = off[0]
+		sourceErr, _ := a.again(t, sc, tc, asSent)
+		wantFault(t, "another mode", sourceErr, transport.KeycopyTxnUnknown, false)
+		sc.Mode = mode
+		if s, g := a.again(t, sc, tc, asSent); s != nil || g != nil || len(a.targetLedger.received) != 2 || a.sourceLedger.last().Phase != transport.KeycopyDone {
+			t.Errorf("%s: %v, %v", mode, s, g)
+		}
+	}
+}
