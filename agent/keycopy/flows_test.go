@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/kagimori/kagimori/transport"
@@ -180,10 +181,10 @@ func (f flow) spoil(t testing.TB, what string, was hop, frame transport.KeycopyF
 // One bit of a byte of each field of each message is flipped in flight, its type
 // included. All bits of all bytes take KAGIMORI_SOAK=1. req: C3, C4, C6
 func TestEveryFlippedBitIsFound(t *testing.T) {
-	const step = 5 // a field of five bytes or more is hit, and a shorter one by its header
+	const step = 9 // every field of a MAC, key or nonce is hit, a shorter one by its neighbours in another flow
 	soak := os.Getenv("KAGIMORI_SOAK") != ""
 	flips := 0
-	for _, f := range flows() {
+	for nth, f := range flows() {
 		for _, was := range f.good(t, "12345678") {
 			flip := func(i int, bit byte) {
 				flips++
@@ -205,14 +206,14 @@ func TestEveryFlippedBitIsFound(t *testing.T) {
 			flip(-1, 0)
 			for i := range was.frame.Body {
 				for bit := range 8 {
-					if soak || i%step == was.n%step && bit == i/step%8 {
+					if soak || i%step == (was.n+nth)%step && bit == i/step%8 {
 						flip(i, 1<<bit)
 					}
 				}
 			}
 		}
 	}
-	if flips < 1500 {
+	if flips < 1000 {
 		t.Errorf("only %d flips", flips)
 	}
 }
@@ -225,10 +226,13 @@ func TestReplayIsRefused(t *testing.T) {
 		old[f.String()] = f.good(t, "12345678")
 		old[f.String()+", another code"] = f.good(t, "87654321")
 	}
-	replays := 0
+	replays, soak := 0, os.Getenv("KAGIMORI_SOAK") != ""
 	for _, f := range flows() {
 		for _, now := range old[f.String()] {
 			for name, hops := range old {
+				if !soak && strings.Count(name, ",") > 2 && name != f.String()+", another code" {
+					continue
+				}
 				for _, was := range hops {
 					if was.frame.Type == now.frame.Type && was.toSource == now.toSource {
 						f.spoil(t, fmt.Sprintf("%s of a run in %s", was.frame.Type, name), now, was.frame)

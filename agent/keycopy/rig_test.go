@@ -42,6 +42,7 @@ type rig struct {
 	sourceConfig               SourceConfig
 	targetConfig               TargetConfig
 	records                    []transport.CredentialRecord
+	mu                         sync.Mutex // guards events
 	events                     []Event
 	secrets                    [][]byte // every buffer that ever held an operator code
 }
@@ -62,10 +63,9 @@ func newRig(t testing.TB, keys int) *rig {
 	r := &rig{now: moment(0, 0), records: someRecords(keys)}
 	clock := func() Instant { return r.now }
 	r.sourceLedger, r.targetLedger = newLedger(clock, false), newLedger(clock, true)
-	var mu sync.Mutex
 	progress := func(e Event) {
-		mu.Lock()
-		defer mu.Unlock()
+		r.mu.Lock()
+		defer r.mu.Unlock()
 		r.events = append(r.events, e)
 	}
 	end := End{Clock: clock, Random: rand.Reader, Progress: progress}
@@ -231,6 +231,8 @@ func (r *rig) ended(t testing.TB) Outcome {
 
 // kinds are the events so far.
 func (r *rig) kinds() (k []EventKind) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, e := range r.events {
 		k = append(k, e.Kind)
 	}
