@@ -305,7 +305,7 @@ func locked(tx *store.Tx, r role, now time.Time) (time.Duration, error) {
 	return log.Lock(now), nil
 }
 
-// waits says whether a guess still counts, so that Clock.Steady is worth keeping.
+// waits says whether a guess still counts, or a key copy is open, so that Clock.Steady is worth keeping.
 func (v *vault) waits() (found bool, err error) {
 	now := v.clock.Steady()
 	err = v.store.View(func(tx *store.Tx) error {
@@ -316,7 +316,10 @@ func (v *vault) waits() (found bool, err error) {
 			}
 			found = found || log.Lock(now) > 0 || len(log.Failures) > 0
 		}
-		return nil
+		return eachOpen(tx, func(*dealRecord) error { // its time is measured by it, too
+			found = true
+			return store.ErrStop
+		})
 	})
 	return found, err
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 
@@ -286,5 +285,3 @@ func short(id transport.ID) string { return id.String()[:shortID] }
 
 // shortID is how many hex digits of a transaction's id people see.
 const shortID = 8
-
-func sameID(a *transport.ID, b transport.ID) bool { return a != nil && bytes.Equal(a[:], b[:]) }

@@ -78,9 +78,7 @@ func tell(ev keycopy.Event, r role) KeycopyEvent {
 		out.Remote, out.Peer, out.Device, out.Items = t.Remote, t.Name, &t.Peer, len(t.Items)
 		out.Keys, out.Held, out.More, out.Txn = keysOf(t.Items, t.Taken()), heldOf(t.Withheld), int(t.More), &t.ID
 	}
-	for _, e := range refusedOf(ev) {
-		out.Held = append(out.Held, e)
-	}
+	out.Held = append(out.Held, refusedOf(ev)...)
 	who := peerText(out.Peer, out.Device, out.Remote)
 	switch ev.Kind {
 	case keycopy.EventConnected:

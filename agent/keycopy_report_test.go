@@ -87,7 +87,7 @@ func TestPhasesAreReported(t *testing.T) {
 		t.Errorf("committed: %d pages, %+v", len(pages), pages[0])
 	}
 	// Two steps while nobody listens are one report: of where it stands.
-	d = advance(t, c.vault, d, transport.KeycopyReclaimed, func(d *keycopy.Transaction) { d.Forced = true })
+	advance(t, c.vault, d, transport.KeycopyReclaimed, func(d *keycopy.Transaction) { d.Forced = true })
 	c.server.copies.reports = nil
 	c.carry(c.session.more())
 	if pages = c.server.copies.reports; len(pages) != 4 || !pages[0].Forced || pages[0].Phase != transport.KeycopyReclaimed {

@@ -131,7 +131,9 @@ func (v *vault) mayTake(from *store.Tx) (*party, error) {
 // takeCredentials takes the software keys for services, to be reported as what
 // came from the device that had them. One that is here already is newer. That the
 // key opened the store says only that whoever filled it knew the server's public
-// recovery key, as every terminal does: so each is held to what a copy is.
+// recovery key, as every terminal does: so each is held to what a copy is. For the
+// same reason no key copy is gone on with: its resume key could be anybody's. The
+// other end has what it moved, disabled or staged, and its last resort.
 func (v *vault) takeCredentials(ctx context.Context, from, to *store.Tx, judge *party, t *Takeover) error {
 	return eachHolding(from, func(h *holdingRecord) error {
 		if h.Record.Usage != transport.UsageClient {
@@ -145,6 +147,11 @@ func (v *vault) takeCredentials(ctx context.Context, from, to *store.Tx, judge *
 		}
 		if here != nil {
 			t.Kept = append(t.Kept, id)
+			return nil
+		}
+		if h.Away != nil {
+			v.log.Error("a credential of a store that is set aside was moving to another terminal: it is that one's now", "credential", id, "txn", short(h.Away.Txn))
+			t.Refused = append(t.Refused, id)
 			return nil
 		}
 		if err := judge.checkHeld(ctx, &h.Record); err != nil {
