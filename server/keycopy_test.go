@@ -176,3 +176,26 @@ func TestMovesBack(t *testing.T) {
 		t.Errorf("%+v", i)
 	}
 }
+
+// There and back again, and the second terminal has not reported the way back:
+// nobody has the key twice.
+func TestMovesThereAndBack(t *testing.T) {
+	m := newRig(t).moving(transport.TransferMove)
+	m.source(transport.KeycopyDone)
+	m.claim()
+	m.target(transport.KeycopyClosed)
+	back := *m
+	back.txn, back.old, back.new, back.at = transport.ID{4}, m.new, m.old, m.at.Add(30*60*1e9)
+	want[transport.CredentialClaimed](t, back.claims("nav-001", m.old, m.new.id(), &back.txn, transport.TransferMove))
+	i := m.r.show(m.h.id)
+	if i.Conflict != "" || !strings.Contains(holderOf(t, i, "nav-002").Note, "nav-002 has not said so yet") || holderOf(t, i, "nav-001").Origin != store.OriginMove {
+		t.Errorf("%+v", i)
+	}
+	want[transport.KeycopyReported](t, m.r.as("nav-002", m.new).say(back.report(transport.KeycopySource, transport.KeycopyDone)))
+	if got := m.holders(); got != "nav-001:active " {
+		t.Errorf("%q", got)
+	}
+	if i := m.r.show(m.h.id); len(i.Holders) != 3 || i.Conflict != "" {
+		t.Errorf("%+v", i)
+	}
+}
