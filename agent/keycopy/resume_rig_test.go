@@ -23,6 +23,8 @@ func (r *rig) moving(mixed bool) {
 // txn is the Target's transaction as it is on record.
 func (r *rig) txn(t testing.TB) *Transaction {
 	t.Helper()
+	r.targetLedger.mu.Lock()
+	defer r.targetLedger.mu.Unlock()
 	for _, deal := range r.targetLedger.journal {
 		return deal
 	}
@@ -32,6 +34,8 @@ func (r *rig) txn(t testing.TB) *Transaction {
 
 // source's is the same at the Source; nil if it has none.
 func (r *rig) offered() *Transaction {
+	r.sourceLedger.mu.Lock()
+	defer r.sourceLedger.mu.Unlock()
 	for _, deal := range r.sourceLedger.journal {
 		return deal
 	}
