@@ -17,8 +17,9 @@ import (
 
 const newCode = "make a new code on the old terminal (kagimori keycopy offer), and type it here"
 
-// fetchFailed explains. t is set if the codes had matched.
-func (a *Agent) fetchFailed(address string, t *keycopy.Transaction, err error) error {
+// fetchFailed explains. t is set if the codes had matched; unjudged is true if
+// nobody has looked at the operator code.
+func (a *Agent) fetchFailed(address string, t *keycopy.Transaction, unjudged bool, err error) error {
 	if p := lockedHere(err); p != nil {
 		return p
 	}
@@ -37,11 +38,16 @@ func (a *Agent) fetchFailed(address string, t *keycopy.Transaction, err error) e
 		next = "start with a new code: `kagimori keycopy offer` on the old terminal"
 		switch fault {
 		case transport.KeycopyAuthFailed:
-			if t == nil {
+			switch {
+			case unjudged:
+				kind, next = control.Refused, "make sure that this is the old terminal's address, and that both were provisioned for one group: `kagimori status` says for which; the operator code is as good as before"
+				err = fmt.Errorf("what answers there does not hold this terminal's security code (%w)", err)
+			case t == nil:
 				a.copies.wrong = wrong
 				return a.copies.wrong.problem(address, a.clock.Steady(), err)
+			default:
+				kind = control.Refused
 			}
-			kind = control.Refused
 		case transport.KeycopyModeRefused:
 			kind, next = control.Refused, "compare enabled and require_identity in the [keycopy] sections of both terminals, then choose with --mode; identities are shown by kagimori status"
 		case transport.KeycopyNotArmed, transport.KeycopyCodeUnknown, transport.KeycopyVersionRefused:

@@ -46,7 +46,7 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 	counter := attempts{vault: p.vault, role: roleTarget, now: a.clock.Steady, tag: tag}
 	if err := counter.check(code); err != nil {
 		code.Wipe()
-		return nil, a.fetchFailed(address, nil, err)
+		return nil, a.fetchFailed(address, nil, true, err)
 	}
 	defer code.Wipe()
 	if err := a.settleFirst(ctx, p, report); err != nil {
@@ -79,7 +79,7 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 		t, err = a.persist(ctx, p, t, err, report)
 	}
 	if err != nil && !errors.Is(err, keycopy.ErrNotClosed) {
-		return nil, a.fetchFailed(address, t, err)
+		return nil, a.fetchFailed(address, t, code.Remaining(p.clock()) > 0, err)
 	}
 	a.copies.wrong = wrongCodes{}
 	return a.fetched(p, t, err)

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"slices"
@@ -262,5 +263,24 @@ func TestAnotherDeployment(t *testing.T) {
 	}
 	if state, _ := o.source.State(); state != keycopy.Armed || failures(t, r.old, roleSource) != 0 {
 		t.Errorf("the code is %s after strangers came", state)
+	}
+}
+
+// Two terminals with different security codes under one name: nobody has looked
+// at the operator code, and nobody says so.
+func TestOtherSecurityCode(t *testing.T) {
+	r := newCopyRig(t, "maps-1")
+	installCode(t, r.old.vault, 2)
+	other := &transport.CodeInstall{Group: "default", Epoch: 2, Code: bytes.Repeat([]byte{9}, transport.SecurityCodeSize)}
+	if got := command(t, r.new.vault, transport.NewID(rand.Reader), transport.CommandCodeInstall, other); got.State != transport.CommandDone {
+		t.Fatalf("%+v", got)
+	}
+	o, code := r.arm()
+	_, _, err := r.fetch(o, code)
+	if p := control.AsProblem(err); p.Kind != control.Refused || !strings.Contains(p.Message, "does not hold this terminal's security code") || !strings.Contains(p.Next, "the operator code is as good as before") {
+		t.Errorf("%+v", p)
+	}
+	if n := failures(t, r.new, roleTarget) + failures(t, r.old, roleSource); n != 0 {
+		t.Errorf("%d attempts are held against somebody", n)
 	}
 }
