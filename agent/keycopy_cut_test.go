@@ -13,20 +13,23 @@ import (
 	"github.com/kagimori/kagimori/transport"
 )
 
-// cutStore is a store whose power fails at one of its writes: just before, or just
-// after it is on the disk.
+// cutStore is a store whose power fails at one of its writes, if it is told to:
+// just before, or just after it is on the disk.
 type cutStore struct {
 	*store.Store
-	after bool
 
 	mu    sync.Mutex
-	left  int           // guarded by mu: writes before the one that is cut
+	after bool          // guarded by mu
+	left  int           // guarded by mu: writes before the one that is cut; negative: none is
 	fired chan struct{} // closed when the power has failed
 }
 
-func newCutStore(v *vault, write int, after bool) *cutStore {
-	s := &cutStore{Store: v.store.(*store.Store), left: write, after: after, fired: make(chan struct{})}
-	v.store = s
+// cutsAt has a running terminal's power fail at one of its next writes.
+func cutsAt(v *vault, write int, after bool) *cutStore {
+	s := v.store.(*cutStore)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left, s.after = write, after
 	return s
 }
 
@@ -45,7 +48,7 @@ func (s *cutStore) Update(fn func(*store.Tx) error) error {
 	if s.dead() {
 		return store.ErrFailed
 	}
-	if s.left > 0 {
+	if s.left != 0 {
 		s.left--
 		return s.Store.Update(fn)
 	}
@@ -205,7 +208,7 @@ func cutEverywhere(t *testing.T, sorts []transport.Transfer, end string, after b
 		r.holds(sorts)
 		o, code := r.arm()
 		victim := map[string]*Agent{"old": r.old, "new": r.new}[end]
-		cut := newCutStore(victim.vault, write, after)
+		cut := cutsAt(victim.vault, write, after)
 		ctx, giveUp := context.WithCancel(t.Context())
 		go func() {
 			select {

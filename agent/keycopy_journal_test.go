@@ -75,7 +75,7 @@ func TestDiskFailsBeforeTheGrant(t *testing.T) {
 		for _, right := range []bool{true, false} {
 			r := newCopyRig(t, "maps-1")
 			o, code := r.arm()
-			r.old.vault.store = &dyingStore{Store: r.old.vault.store.(*store.Store), left: k}
+			cutsAt(r.old.vault, k, false)
 			want := transport.KeycopyStoreFailed
 			if !right {
 				if code = wrong(t, code); k > 0 {

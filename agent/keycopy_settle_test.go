@@ -22,7 +22,7 @@ func cutMove(t *testing.T, end string, write int) (*copyRig, transport.ID) {
 	r.holds([]transport.Transfer{transport.TransferMove})
 	o, code := r.arm()
 	victim := map[string]*Agent{"old": r.old, "new": r.new}[end]
-	cut := newCutStore(victim.vault, write, true)
+	cut := cutsAt(victim.vault, write, true)
 	ctx, giveUp := context.WithCancel(t.Context())
 	defer giveUp()
 	go func() {

@@ -73,6 +73,9 @@ func (r *copyRig) enlist(a *Agent, name transport.Name) *Agent {
 
 // start runs the door of a terminal until its stop is called.
 func (r *copyRig) start(a *Agent) {
+	if s, whole := a.vault.store.(*store.Store); whole {
+		a.vault.store = &cutStore{Store: s, left: -1, fired: make(chan struct{})}
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { a.runKeycopy(ctx) })
