@@ -117,9 +117,7 @@ func (r *rig) forgotten(t testing.TB, want bool) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		r.sourceLedger.mu.Lock()
 		left := len(r.offered().Resume)
-		r.sourceLedger.mu.Unlock()
 		if (left == 0) == want {
 			return
 		}
