@@ -153,14 +153,20 @@ func inWords(d *dealRecord, program string) (text, next string) {
 		return fmt.Sprintf("%s from %s waiting here, not in use%s", moved, who, copiedToo(n, "; %s copied and in use")),
 			"leave the old terminal on, it goes on by itself; now: " + verb("resume") + "; only if the old one is gone for good: " + verb("activate")
 	case transport.KeycopyActive:
-		return fmt.Sprintf("%s moved from %s and in use here; that has not confirmed that it destroyed %s", moved, who, them(int(n.Moved))),
-			"leave the old terminal on, it goes on by itself; now: " + verb("resume")
+		next := "leave the old terminal on, it goes on by itself; now: " + verb("resume")
+		if t.Forced {
+			next = "do not use the old terminal any more; should it turn up, let this one reach it, and it gives its keys up"
+		}
+		return fmt.Sprintf("%s moved from %s and in use here; that has not confirmed that it destroyed %s", moved, who, them(int(n.Moved))), next
 	case transport.KeycopyClosed:
 		if n.Moved == 0 {
 			return fmt.Sprintf("%s copied from %s, which still holds %s", keys, who, them(int(n.Taken))), ""
 		}
 		return fmt.Sprintf("%s moved from %s, which holds %s no more%s", moved, who, them(int(n.Moved)), copiedToo(n, "; %s copied, which it still holds")), ""
 	case transport.KeycopyUnreceipted:
+		if t.Conflict {
+			return fmt.Sprintf("%s moved from %s and in use here, although that took %s back%s", moved, who, them(int(n.Moved)), copiedToo(n, "; %s copied")), ""
+		}
 		return fmt.Sprintf("%s copied from %s, which ended the copy and did not note that they are here%s", count(int(n.Taken-n.Moved), "key"), who,
 			map[bool]string{true: "; what was to move is dropped"}[n.Moved > 0]), ""
 	case transport.KeycopyDropped:

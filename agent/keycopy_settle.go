@@ -123,7 +123,7 @@ func reclaimed() resort {
 		side: transport.KeycopySource, want: transport.KeycopyReclaimed, end: keycopy.Reclaim,
 		fits: func(t *keycopy.Transaction) bool { return t.Phase == transport.KeycopyCommitted },
 		text: "the keys are in use on this terminal again",
-		next: "keep this terminal; should the new one turn up, let it reach this one, and it drops its copies",
+		next: "keep this terminal; should the new one turn up, let it reach this one: it drops what it does not use yet, and both say so if it does",
 	}
 }
 

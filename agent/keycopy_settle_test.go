@@ -159,6 +159,9 @@ func TestActivate(t *testing.T) {
 	if d := lastEntry(t, r.new, audit.CopyActivated); !strings.Contains(d, "without the server") {
 		t.Errorf("in the log: %q", d)
 	}
+	if strings.Contains(s.Deal.Next, "leave the old terminal on") { // it is gone
+		t.Errorf("the copy says: %q", s.Deal.Next)
+	}
 	// It turns up.
 	r.start(r.old)
 	r.wait(func() bool { return r.door() != "" })
@@ -232,6 +235,10 @@ func TestBothUseIt(t *testing.T) {
 		if report := a.Doctor(t.Context()); !report.Has("keys-twice") {
 			t.Errorf("%s terminal: doctor says %+v", name, report.Findings)
 		}
+	}
+	s, err := r.new.settledAs(r.new.vault, id)
+	if err != nil || !strings.Contains(s.Deal.Text, "in use here") || strings.Contains(s.Deal.Text, "dropped") {
+		t.Errorf("the new terminal says of a key that it uses: %q, %v", s.Deal.Text, err)
 	}
 }
 

@@ -139,7 +139,7 @@ func Dial(ctx context.Context, address string, cfg Config) (*Conn, error) {
 	d := net.Dialer{Timeout: transport.KeycopyConnectTimeout, KeepAlive: noKeepAlive}
 	raw, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the old terminal: %w; check the address, and that it shows an operator code", err)
+		return nil, fmt.Errorf("connect to the old terminal: %w; check the address, and that it still waits", err)
 	}
 	c, err := open(ctx, raw, cfg, false)
 	if err != nil {

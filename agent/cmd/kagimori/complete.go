@@ -81,3 +81,10 @@ func withIDs(cmd *cobra.Command) *cobra.Command {
 	}
 	return cmd
 }
+
+// oneOf makes a flag complete the words that it takes.
+func oneOf(cmd *cobra.Command, flag string, words ...string) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the flag is not there
+	}
+}

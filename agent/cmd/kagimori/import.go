@@ -55,6 +55,13 @@ The server learns of it when a key copy is reported, and never sees the secret.`
 	flags.StringVar(&f.replace, "replace", "", "`ID` of the one whose secret it takes the place of")
 	flags.StringVar(&f.login, "login", "", "`NAME` that the password of a login belongs to")
 	flags.StringVar(&f.encoding, "encoding", "base64", "`HOW` a key is written: base64 or hex")
+	oneOf(cmd, "kind", "symmetric", "encryption", "login", "key-pair")
+	oneOf(cmd, "form", "hmac", "raw")
+	oneOf(cmd, "transfer", "copy", "move", "never")
+	oneOf(cmd, "encoding", "base64", "hex")
+	if err := cmd.RegisterFlagCompletionFunc("replace", credentialIDs); err != nil {
+		panic(err) // the flag is not there
+	}
 	return cmd
 }
 

@@ -46,7 +46,9 @@ mistyped (that cost nothing), 130 after Ctrl-C.`,
 	}
 	ids := cmd.Flags().StringArray("credential", nil, "copy only the credential with this `ID` (may be repeated)")
 	mode := cmd.Flags().String("mode", "", "propose this `MODE` (pake, kek, direct); by default the first that is enabled")
+	oneOf(cmd, "mode", "pake", "kek", "direct")
 	copyOnly := cmd.Flags().Bool("copy-only", false, "leave what would move at the old terminal")
+	cmd.ValidArgsFunction = cobra.NoFileCompletions
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 1 {
 			if _, _, err := net.SplitHostPort(args[0]); err != nil && !keycopy.IsInvitation(args[0]) {

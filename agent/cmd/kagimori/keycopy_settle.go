@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -138,14 +139,11 @@ func showDeal(w io.Writer, page *agent.KeycopyDealPage) {
 	} else if !d.Reported {
 		reported = verb.Warn("not yet")
 	}
-	next := d.Next
-	if next == "" {
-		next = "nothing"
-	}
+	next := cmp.Or(d.Next, "nothing")
 	verb.Fields(w,
 		"copy", d.Txn.String(), "this is", end(d.Side), "with", peer(d)+" at "+d.Remote, "mode", string(d.Mode),
 		"began", verb.Time(d.At), "since", verb.Time(d.Since), "state", dealState(d), "means", d.Text, "next", next,
-		"last attempt", d.Trouble, "forced", d.Forced, "reported", reported)
+		"last attempt", cmp.Or(d.Trouble, "-"), "settled by hand", map[bool]string{false: "no", true: "yes"}[d.Forced], "reported", reported)
 	fmt.Fprintln(w)
 	t := verb.NewTable(w, "CREDENTIAL", "SERVICE", "TRANSFER", "TAKEN", "ON THIS TERMINAL")
 	for _, k := range page.Keys {
@@ -218,7 +216,7 @@ The management server is asked first, if it is in reach, and does not allow it
 when it knows that the new terminal uses the keys. What was done is in the audit
 log and is reported.`,
 		Example: "  sudo kagimori keycopy reclaim 3f9a01c2\n  sudo kagimori keycopy reclaim 3f9a01c2 --yes",
-	}, "com.kagimori.agent.KeycopyReclaim", `The keys that moved to %[2]s are to be used on this terminal again.
+	}, methodReclaim, `The keys that moved to %[2]s are to be used on this terminal again.
 Do this only if that terminal is gone for good: if it is merely off, it may use
 them already, and then both do.`)
 }
@@ -236,7 +234,7 @@ The management server is asked next, if it is in reach, and does not allow it wh
 it knows that the old terminal took the keys back. What was done is in the audit
 log and is reported.`,
 		Example: "  sudo kagimori keycopy activate 3f9a01c2\n  sudo kagimori keycopy activate 3f9a01c2 --yes",
-	}, "com.kagimori.agent.KeycopyActivate", `The keys that came from %[2]s are to be used on this terminal,
+	}, methodActivate, `The keys that came from %[2]s are to be used on this terminal,
 although that one has not given them up. Do this only if it is gone for good or
 will never be used again: otherwise both may use them.`)
 }
@@ -258,14 +256,39 @@ so are they, and "kagimori keycopy activate" is what you want.`,
 }
 
 const (
-	methodAbandon = "com.kagimori.agent.KeycopyAbandon"
-	methodDrop    = "com.kagimori.agent.KeycopyDrop"
+	methodReclaim  = "com.kagimori.agent.KeycopyReclaim"
+	methodActivate = "com.kagimori.agent.KeycopyActivate"
+	methodAbandon  = "com.kagimori.agent.KeycopyAbandon"
+	methodDrop     = "com.kagimori.agent.KeycopyDrop"
 
 	abandonText = "Key copy %[1]s with %[2]s is to be ended.\nNo key is lost by that."
 	dropText    = `The keys that came from %[2]s and wait here are to be destroyed.
 If that terminal is gone for good, so are they: then use them instead,
 with kagimori keycopy activate %[1]s.`
 )
+
+// applies says whether a method can do anything about a copy as it stands: nobody
+// is asked to confirm what the daemon would refuse.
+func applies(method string, d *agent.KeycopyDeal) error {
+	side, phase := d.Side, transport.KeycopyStaged
+	switch method {
+	case methodReclaim:
+		side, phase = transport.KeycopySource, transport.KeycopyCommitted
+	case methodActivate:
+		side = transport.KeycopyTarget
+	case methodAbandon:
+		if d.Phase == transport.KeycopyOffered.String() || d.Phase == transport.KeycopyStarted.String() {
+			return nil
+		}
+	}
+	switch {
+	case d.Side != side:
+		return control.Problemf(control.Conflict, "do it on the other terminal", "this terminal is %s of key copy %s", end(d.Side), d.Short)
+	case d.Phase != phase.String() || method == methodActivate && d.Moved == 0:
+		return control.Problemf(control.Conflict, cmp.Or(d.Next, "nothing to do"), "that is not for this key copy: %s", d.Text)
+	}
+	return nil
+}
 
 // resortVerb is a verb that a person confirms by the copy's id. Without a method
 // it ends the copy, by what that means.
@@ -290,6 +313,9 @@ func resortVerb(cmd *cobra.Command, method, explanation string) *cobra.Command {
 			}
 		}
 		if !*yes {
+			if err := applies(method, d); err != nil {
+				return err
+			}
 			text := fmt.Sprintf(explanation, d.Short, peer(d)+" at "+d.Remote)
 			if err := verb.ConfirmBy(cmd, "Now: "+d.Text+".\n"+text, d.Short); err != nil {
 				return err

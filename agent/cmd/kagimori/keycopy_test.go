@@ -150,3 +150,33 @@ func TestAThousandKeysAsSeen(t *testing.T) {
 		t.Errorf("%d events for programs, want %d", lines, n+2)
 	}
 }
+
+// Nobody is asked to confirm what is for the other end, or for another phase.
+func TestResortsThatDoNotApply(t *testing.T) {
+	const old, fresh = transport.KeycopySource, transport.KeycopyTarget
+	for _, c := range []struct {
+		method string
+		side   transport.KeycopySide
+		phase  transport.KeycopyPhase
+		moved  int
+		want   string // "": it applies
+	}{
+		{methodReclaim, old, transport.KeycopyCommitted, 1, ""},
+		{methodReclaim, fresh, transport.KeycopyStaged, 1, "this terminal is the new one"},
+		{methodReclaim, old, transport.KeycopyDone, 1, "not for this key copy"},
+		{methodActivate, fresh, transport.KeycopyStaged, 1, ""},
+		{methodActivate, fresh, transport.KeycopyStaged, 0, "not for this key copy"},
+		{methodActivate, old, transport.KeycopyCommitted, 1, "this terminal is the old one"},
+		{methodAbandon, old, transport.KeycopyOffered, 0, ""},
+		{methodAbandon, fresh, transport.KeycopyStarted, 0, ""},
+		{methodAbandon, fresh, transport.KeycopyStaged, 0, ""},
+		{methodAbandon, old, transport.KeycopyCommitted, 1, "not for this key copy"},
+		{methodAbandon, fresh, transport.KeycopyClosed, 0, "not for this key copy"},
+		{methodDrop, fresh, transport.KeycopyStaged, 1, ""},
+	} {
+		err := applies(c.method, &agent.KeycopyDeal{Side: c.side, Phase: c.phase.String(), Moved: c.moved})
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s of %s in %s: %v, want %q", c.method, c.side, c.phase, err, c.want)
+		}
+	}
+}

@@ -241,10 +241,14 @@ func TestCompletion(t *testing.T) {
 	b.start()
 	path, passphrase := b.bundle()
 	b.must(passphrase+"\n", "provision", path)
-	for _, args := range [][]string{{"credential", "show", ""}, {"keycopy", "offer", "--credential", ""}, {"keycopy", "show", ""}, {"keycopy", "resume", ""}, {"keycopy", "reclaim", ""}} {
+	for _, args := range [][]string{{"credential", "show", ""}, {"keycopy", "offer", "--credential", ""}, {"keycopy", "show", ""}, {"keycopy", "resume", ""}, {"keycopy", "reclaim", ""},
+		{"keycopy", "fetch", ""}, {"keycopy", "fetch", "--mode", ""}, {"credential", "import", "--kind", ""}, {"credential", "import", "--replace", ""}} {
 		out := b.must("", append([]string{"__complete"}, args...)...)
 		if !strings.HasSuffix(strings.TrimSpace(out), ":4") { // no file names
 			t.Errorf("%v:\n%s", args, out)
 		}
+	}
+	if out := b.must("", "__complete", "credential", "import", "--kind", "key"); !strings.Contains(out, "key-pair") {
+		t.Errorf("kinds:\n%s", out)
 	}
 }
