@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/kagimori/kagimori/agent/audit"
+	"github.com/kagimori/kagimori/agent/keycopy"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/control"
@@ -380,6 +381,18 @@ func TestKindsAreSealed(t *testing.T) {
 	for _, c := range list {
 		if bytes.Contains(data, c.Secret.Bytes[:8]) {
 			t.Errorf("a %s lies in the store in clear", c.Kind)
+		}
+	}
+}
+
+// A relay is only promised to what a relay uses.
+func TestWhatComesAfterACopy(t *testing.T) {
+	a := &Agent{cfg: Config{Program: "kagimori"}}
+	d := new(keycopy.Transaction)
+	d.Items = []transport.KeycopyEntry{{ID: "a", Kind: transport.KindLogin, Service: "portal"}, {ID: "b", Kind: transport.KindCertificate, Service: "maps"}}
+	for status, want := range map[byte]string{1: "credential list", 2: "[[relay]] for maps", 3: "[[relay]] for maps"} {
+		if d.Status = []byte{status}; !strings.Contains(a.relayed(d), want) {
+			t.Errorf("taken %02b: %q, want %q", status, a.relayed(d), want)
 		}
 	}
 }

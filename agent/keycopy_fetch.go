@@ -210,18 +210,35 @@ func (a *Agent) fetched(p *party, t *keycopy.Transaction, notClosed error) (*Key
 	default:
 		ev.Text = "done: " + outcome(t) + "; you may unplug the old terminal now"
 	}
-	ev.Next = "add a [[relay]] for the service to the configuration, so that local programs can use the key"
-	for _, r := range a.relays {
-		s := r.relay.Status()
-		if slices.ContainsFunc(ev.Keys, func(k KeycopyKey) bool { return k.Service == s.Service }) {
-			ev.Next = fmt.Sprintf("programs on this terminal reach %s through %s", s.Service, r.listen)
-			break
-		}
-	}
+	ev.Next = a.relayed(t)
 	if p.self.spare() {
 		ev.Next += "; the server learns of it once this device is a named terminal (provision its terminal bundle)"
 	}
 	return &ev, nil
+}
+
+// relayed says how programs get to use what has come: relays use certificates.
+func (a *Agent) relayed(t *keycopy.Transaction) string {
+	var services []transport.Name
+	taken := t.Taken() // in the order of the items
+	for _, e := range t.Items {
+		if len(taken) == 0 || e.ID != taken[0] {
+			continue
+		}
+		if taken = taken[1:]; e.Kind == transport.KindCertificate {
+			services = append(services, e.Service)
+		}
+	}
+	if len(services) == 0 {
+		return "see what is here: " + a.cfg.Program + " credential list"
+	}
+	for _, r := range a.relays {
+		s := r.relay.Status()
+		if slices.Contains(services, s.Service) {
+			return fmt.Sprintf("programs on this terminal reach %s through %s", s.Service, r.listen)
+		}
+	}
+	return fmt.Sprintf("add a [[relay]] for %s to the configuration, so that local programs can use the key", services[0])
 }
 
 // check refuses a record that this terminal could not use, or that is not what
