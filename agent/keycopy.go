@@ -285,15 +285,12 @@ func (t attempts) change(do func(*store.Tx, *keycopy.AttemptLog) error) error {
 	})
 }
 
-// wrongCode logs a run that ended with one, and gives err on.
-func (v *vault) wrongCode(remote string, err error) error {
-	fault := transport.KeycopyFault(0)
-	if errors.As(err, &fault) && fault == transport.KeycopyAuthFailed {
-		if err := v.logged(audit.CopyFailed, remote, "wrong operator code"); err != nil {
-			v.log.Error("wrong operator code not logged", "err", err) // it is counted
-		}
+// wrongCode logs a run that ended with one. Whoever does not even hold the
+// security code is not logged: else anybody on the network could fill the log.
+func (v *vault) wrongCode(remote string) {
+	if err := v.logged(audit.CopyFailed, remote, "wrong operator code"); err != nil {
+		v.log.Error("wrong operator code not logged", "err", err) // it is counted
 	}
-	return err
 }
 
 // locked is for how long a role takes no more guesses.

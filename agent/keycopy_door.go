@@ -241,7 +241,11 @@ func (d *door) serve(ctx context.Context, c *tcp.Conn) error {
 	if o != nil {
 		o.enter()
 		defer o.leave()
-		return d.party.vault.wrongCode(c.Channel().Remote, keycopy.Serve(ctx, c, o.source))
+		err := keycopy.Serve(ctx, c, o.source)
+		if errors.Is(err, keycopy.ErrWrongCode) {
+			d.party.vault.wrongCode(c.Channel().Remote)
+		}
+		return err
 	}
 	d.responder.mu.Lock()
 	s := d.responder.source

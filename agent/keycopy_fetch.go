@@ -74,7 +74,9 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 		}
 	})()
 	t, err := p.copyFrom(running, address, cfg, code)
-	err = p.vault.wrongCode(address, err)
+	if t == nil && errors.Is(err, transport.KeycopyAuthFailed) && code.Remaining(p.clock()) == 0 { // else nobody has looked at it
+		p.vault.wrongCode(address)
+	}
 	if open := errors.Is(err, keycopy.ErrNotClosed) || errors.Is(err, keycopy.ErrInterrupted); open {
 		t, err = a.persist(ctx, p, t, err, report)
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kagimori/kagimori/agent/audit"
 	"github.com/kagimori/kagimori/agent/keycopy"
 	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/transport"
@@ -282,5 +283,10 @@ func TestOtherSecurityCode(t *testing.T) {
 	}
 	if n := failures(t, r.new, roleTarget) + failures(t, r.old, roleSource); n != 0 {
 		t.Errorf("%d attempts are held against somebody", n)
+	}
+	for _, a := range []*Agent{r.old, r.new} {
+		if log := kinds(logOf(t, a)); slices.Contains(log, audit.CopyFailed) {
+			t.Errorf("the audit log speaks of a wrong operator code: %v", log)
+		}
 	}
 }

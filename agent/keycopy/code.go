@@ -75,6 +75,10 @@ var (
 	ErrMistyped   = errors.New("a digit is mistyped; compare with the old terminal and type the code again")
 )
 
+// ErrWrongCode is a Target that holds the security code and whose operator code
+// was judged, and is not the Source's.
+var ErrWrongCode = errors.New("wrong operator code")
+
 // An OperatorCode prints, logs and marshals as "[secret]". Its owner wipes it.
 type OperatorCode struct {
 	digits *hsm.Secret // ASCII

@@ -232,6 +232,54 @@ func TestResumeByAnotherDevice(t *testing.T) {
 	}
 }
 
+// A Target that opened the copy with its identity cannot give the receipt
+// without: nobody would know later who has the keys. Once the receipt is there
+// it may come as nobody, since an identity can expire meanwhile.
+func TestResumeKeepsTheIdentity(t *testing.T) {
+	for _, mode := range transport.KeycopyModes() {
+		r, channels := modeRig(t, mode, 2)
+		r.moving(false)
+		nobody := func() (sc, tc transport.KeycopyChannel) {
+			sc, tc = channels()
+			sc.TargetKey, tc.TargetKey, sc.Peer, tc.Identified = nil, nil, "", false
+			return sc, tc
+		}
+		sc, tc := channels()
+		r.pump(t.Context(), sc, tc, func(h hop) transport.KeycopyFrame {
+			if h.frame.Type == transport.KeycopyTypeReceipt {
+				return transport.KeycopyFrame{} // lost
+			}
+			return h.frame
+		})
+		signer := r.targetConfig.Identity
+		r.targetConfig.Identity = nil
+		for _, s := range []*Source{r.source, NewResponder(r.sourceConfig)} {
+			sc, tc = nobody()
+			sourceErr, targetErr := r.pumpResume(t.Context(), s, r.txn(t).ID, sc, tc, asSent)
+			wantFault(t, string(mode), sourceErr, transport.KeycopyModeRefused, false)
+			wantFault(t, string(mode), targetErr, transport.KeycopyModeRefused, true)
+			r.untouched(t, string(mode), transport.KeycopyStaged)
+		}
+		r.targetConfig.Identity = signer
+		sc, tc = channels()
+		r.pumpResume(t.Context(), r.source, r.txn(t).ID, sc, tc, func(h hop) transport.KeycopyFrame {
+			if h.frame.Type == transport.KeycopyTypeCommit {
+				return transport.KeycopyFrame{} // lost
+			}
+			return h.frame
+		})
+		if len(r.offered().Signature) == 0 {
+			t.Errorf("%s: no signed receipt", mode)
+		}
+		r.targetConfig.Identity = nil
+		sc, tc = nobody()
+		if sourceErr, targetErr := r.pumpResume(t.Context(), r.source, r.txn(t).ID, sc, tc, asSent); sourceErr != nil || targetErr != nil {
+			t.Errorf("%s: %v, %v", mode, sourceErr, targetErr)
+		}
+		r.wantFinished(t)
+	}
+}
+
 // A responder takes no HELLO, and who comes with one is a stranger to it.
 func TestResponderTakesNoHello(t *testing.T) {
 	r := newRig(t, 1)

@@ -315,7 +315,7 @@ func (s *Source) wrong(r *sourceRun) error {
 	if left == 0 {
 		s.cfg.tell(r.event(EventKilled, Event{}))
 	}
-	return fail(transport.KeycopyAuthFailed, fmt.Errorf("wrong operator code, %d attempts left", left))
+	return fail(transport.KeycopyAuthFailed, fmt.Errorf("%w, %d attempts left", ErrWrongCode, left))
 }
 
 // note keeps the transaction as it stands now for the outcome, if it is the

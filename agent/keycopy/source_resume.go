@@ -42,6 +42,9 @@ func (r *sourceRun) consumeResume(ctx context.Context, f transport.KeycopyFrame)
 	if err := sameDevice(r.channel.Peer, r.channel.TargetKey, t.Peer); err != nil {
 		return err
 	}
+	if t.Name != "" && r.channel.Peer == "" && t.Phase == transport.KeycopyOffered {
+		return fail(transport.KeycopyModeRefused, fmt.Errorf("%s showed its identity when the copy began, and would give a receipt without it", t.Name))
+	}
 	r.admitted, r.proven, r.txn, r.deal = true, true, t.ID, t.shown()
 	r.source.join(r, t.Phase)
 	if err := r.reopen(ctx, t, m.Phase); err != nil {
