@@ -16,7 +16,7 @@ import (
 
 // takes sets who makes codes, on both terminals.
 func (r *copyRig) takes(p keycopy.CodePolicy) *copyRig {
-	r.old.cfg.Keycopy.Codes, r.new.cfg.Keycopy.Codes = p, p
+	r.configure(func(c *KeycopyConfig) { c.Codes = p }, r.old, r.new)
 	return r
 }
 
@@ -83,9 +83,9 @@ func TestCodePolicies(t *testing.T) {
 	if _, _, err := r.old.arm(t.Context(), armOrder{}); !errors.Is(err, &control.Problem{Kind: control.Conflict}) || !strings.Contains(control.AsProblem(err).Next, "--typed") {
 		t.Errorf("a generated code where codes are typed: %v", err)
 	}
+	r.configure(func(c *KeycopyConfig) { c.Numbers = []string{"SN-173"} }, r.old)
+	r.configure(func(c *KeycopyConfig) { c.Numbers = []string{"SN-173", "box 001"} }, r.new)
 	for code, words := range map[string]string{"12345678": "easy to guess", "83174": "5 digits typed", "000000000": "9 digits", "40017392": "serial number", "8300196": "7 digits", "83001964": "name"} {
-		r.old.cfg.Keycopy.Numbers = []string{"SN-173"}
-		r.new.cfg.Keycopy.Numbers = []string{"SN-173", "box 001"}
 		if _, err := r.typed(code); !errors.Is(err, &control.Problem{Kind: control.BadInput}) || !strings.Contains(err.Error(), words) {
 			t.Errorf("%s: %v, want %q", code, err, words)
 		}

@@ -18,9 +18,7 @@ func TestModesBetweenTerminals(t *testing.T) {
 	for _, mode := range transport.KeycopyModes() {
 		r := newCopyRig(t, "maps-1")
 		r.new = r.terminal("nav-002")
-		for _, a := range []*Agent{r.old, r.new} {
-			a.cfg.Keycopy.Modes, a.cfg.Keycopy.RequireIdentity = []transport.KeycopyMode{mode}, true
-		}
+		r.configure(func(c *KeycopyConfig) { c.Modes, c.RequireIdentity = []transport.KeycopyMode{mode}, true }, r.old, r.new)
 		o, code := r.arm()
 		last, _, err := r.fetch(o, code)
 		if err != nil || len(last.Keys) != 1 || last.Peer != "nav-001" {
@@ -60,7 +58,8 @@ func TestModeRefusals(t *testing.T) {
 				r.new = r.terminal("nav-002")
 			}
 			tt.old.Listen, tt.new.Listen = "127.0.0.1:0", "127.0.0.1:0"
-			r.old.cfg.Keycopy, r.new.cfg.Keycopy = &tt.old, &tt.new
+			r.configure(func(c *KeycopyConfig) { *c = tt.old }, r.old)
+			r.configure(func(c *KeycopyConfig) { *c = tt.new }, r.new)
 			o, code := r.arm()
 			_, err := r.new.fetch(t.Context(), fetchOrder{address: o.chosen.Listen, typed: slices.Clone(code), mode: tt.ask}, func(KeycopyEvent) {})
 			if !errors.Is(err, &control.Problem{Kind: tt.kind}) || !strings.Contains(err.Error(), tt.want) {
@@ -91,11 +90,11 @@ func TestModeRefusals(t *testing.T) {
 	// An offer that nobody could take is not made.
 	r := newCopyRig(t, "maps-1")
 	spare := r.terminal("")
-	spare.cfg.Keycopy.Modes = direct
+	r.configure(func(c *KeycopyConfig) { c.Modes = direct }, spare)
 	if err := spare.cfg.Keycopy.offerable(mustParty(t, spare).identity() != nil); !errors.Is(err, &control.Problem{Kind: control.Conflict}) {
 		t.Errorf("an offer without identity: %v", err)
 	}
-	spare.cfg.Keycopy.Modes = append(pake, direct...)
+	r.configure(func(c *KeycopyConfig) { c.Modes = append(pake, direct...) }, spare)
 	if err := spare.cfg.Keycopy.offerable(false); err != nil {
 		t.Error(err)
 	}

@@ -85,6 +85,16 @@ func (r *copyRig) start(a *Agent) {
 	r.stops[a] = func() { stop(); wg.Wait() }
 }
 
+// configure changes how terminals take part in copies, while their doors do not
+// look.
+func (r *copyRig) configure(change func(*KeycopyConfig), terminals ...*Agent) {
+	for _, a := range terminals {
+		r.stops[a]()
+		change(a.cfg.Keycopy)
+		r.start(a)
+	}
+}
+
 // close ends both terminals before the test does.
 func (r *copyRig) close() {
 	for _, a := range []*Agent{r.old, r.new} {
