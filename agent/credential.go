@@ -179,22 +179,18 @@ func (s *session) certificate(m *transport.CredentialCertificate) error {
 		return s.give(m.Command, refuse("the certificate that the server issued was not accepted: %v", err))
 	}
 	h := holdingRecord{Record: *record, Origin: OriginIssue, Since: s.clock.Stamp()}
-	var moving string
-	err = s.store.View(func(tx *store.Tx) error {
+	err = s.give(m.Command, step{state: transport.CommandDone, effect: func(tx *store.Tx) error {
 		held, err := holding(tx, h.Record.ID)
 		defer held.wipe()
-		if err == nil {
-			moving, err = movingBy(tx, held, h.Record.ID)
+		if err != nil {
+			return err
 		}
-		return err
-	})
-	switch {
-	case err != nil:
-		return err
-	case moving != "": // what is here now is another terminal's to use
-		return s.give(m.Command, refuse("credential %s is %s: settle that first", h.Record.ID, moving))
-	}
-	return s.give(m.Command, step{state: transport.CommandDone, effect: func(tx *store.Tx) error {
+		switch moving, err := movingBy(tx, held, h.Record.ID); {
+		case err != nil:
+			return err
+		case moving != "":
+			return movingError(moving)
+		}
 		if err := hold(tx, &h); err != nil {
 			return err
 		}
@@ -203,7 +199,17 @@ func (s *session) certificate(m *transport.CredentialCertificate) error {
 		}
 		return s.supersede(tx, &h.Record)
 	}})
+	if moving, ok := errors.AsType[movingError](err); ok { // what is here now is another terminal's to use
+		return s.give(m.Command, refuse("credential %s is %s: settle that first", h.Record.ID, moving.Error()))
+	}
+	return err
 }
+
+// movingError is a credential that a key copy takes away, or is about to: nothing
+// may take its place.
+type movingError string
+
+func (e movingError) Error() string { return string(e) }
 
 // requestRefused settles an order that the server did not let through.
 func (s *session) requestRefused(command transport.ID, f *transport.Fault) error {

@@ -169,17 +169,22 @@ func roomForImport(tx *store.Tx) error {
 // imported finds a credential without certificate that somebody named.
 func (v *vault) imported(tx *store.Tx, id string) (*holdingRecord, error) {
 	h, err := holding(tx, transport.Name(id))
+	if err != nil {
+		return nil, err
+	}
+	moving, err := movingBy(tx, h, transport.Name(id))
 	switch {
 	case err != nil:
+		h.wipe()
 		return nil, err
 	case h == nil:
 		return nil, control.Problemf(control.NotFound, "list them with `credential list`", "this terminal holds no credential %.63q", id)
 	case h.Record.Kind == transport.KindCertificate:
 		h.wipe()
 		return nil, control.Problemf(control.Refused, "end it at the server: kagimori-server credential revoke "+id, "%s has a certificate: it is the server's to manage", id)
-	case h.Away != nil:
+	case moving != "": // the other terminal has, or gets, this very secret
 		h.wipe()
-		return nil, control.Problemf(control.Conflict, "settle the key copy first: kagimori keycopy list", "%s is %s", id, h.Away)
+		return nil, control.Problemf(control.Conflict, "settle the key copy first: kagimori keycopy list", "%s is %s", id, moving)
 	}
 	return h, nil
 }

@@ -209,6 +209,10 @@ func (a *Agent) fetched(p *party, t *keycopy.Transaction, notClosed error) (*Key
 		return nil, control.Problemf(control.Unavailable, newCode, "the old terminal has ended this copy: %s", outcome(t))
 	case t.Phase == transport.KeycopyUnreceipted:
 		ev.Step, ev.Text = string(keycopy.EventEnded), outcome(t)
+		if t.Conflict {
+			ev.Step, ev.Text, ev.Next = string(keycopy.EventConflict), ev.Text+"; "+bothUse, bothUseNext
+			return &ev, nil
+		}
 	default:
 		ev.Text = "done: " + outcome(t) + "; you may unplug the old terminal now"
 	}

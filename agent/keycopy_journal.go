@@ -55,6 +55,9 @@ func (j journal) Advance(ctx context.Context, t *keycopy.Transaction, was transp
 	if err := j.vault.update(func(tx *store.Tx) error { return j.step(tx, t, was, nil) }); err != nil {
 		return fmt.Errorf("key copy %s, %s: %w", short(t.ID), t.Phase, err)
 	}
+	if t.Phase == transport.KeycopyCommitted && was != t.Phase {
+		j.vault.relisted() // before the other terminal hears that it may use them
+	}
 	return j.finished(ctx)
 }
 

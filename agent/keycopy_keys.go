@@ -129,10 +129,28 @@ func dropStaged(tx *store.Tx, id transport.ID) error {
 func holdCopy(tx *store.Tx, h *holdingRecord, clock *Clock) error {
 	old, err := holding(tx, h.Record.ID)
 	defer old.wipe()
-	if err != nil || old != nil && old.keeps(h, clock) {
+	switch {
+	case err != nil:
 		return err
+	case old == nil || !old.keeps(h, clock):
+		return hold(tx, h)
+	case h.Origin == OriginMove && sameSecret(old, h):
+		return old.arrived(tx, h)
 	}
-	return hold(tx, h)
+	return nil
+}
+
+// arrived notes that what is here already has moved here now: the server waits for
+// the proof of that very key copy, and shows it as on its way until then.
+func (h *holdingRecord) arrived(tx *store.Tx, next *holdingRecord) error {
+	moved := *h
+	moved.Origin, moved.Since, moved.Source, moved.SourceName, moved.Txn = next.Origin, next.Since, next.Source, next.SourceName, next.Txn
+	if h.Origin != OriginIssue {
+		if err := tx.Put(bucketCredentials, string(h.Record.ID), &moved); err != nil {
+			return err
+		}
+	}
+	return claimLater(tx, &moved, next.Source)
 }
 
 // keeps says whether h stays when next comes.

@@ -157,6 +157,7 @@ func inWords(d *dealRecord, program string) (text, next string) {
 		if t.Forced {
 			next = "do not use the old terminal any more; should it turn up, let this one reach it, and it gives its keys up"
 		}
+		next += "; if it never will: " + verb("abandon") + " (the keys stay in use here)"
 		return fmt.Sprintf("%s moved from %s and in use here; that has not confirmed that it destroyed %s", moved, who, them(int(n.Moved))), next
 	case transport.KeycopyClosed:
 		if n.Moved == 0 {
@@ -167,12 +168,21 @@ func inWords(d *dealRecord, program string) (text, next string) {
 		if t.Conflict {
 			return fmt.Sprintf("%s moved from %s and in use here, although that took %s back%s", moved, who, them(int(n.Moved)), copiedToo(n, "; %s copied")), ""
 		}
-		return fmt.Sprintf("%s copied from %s, which ended the copy and did not note that they are here%s", count(int(n.Taken-n.Moved), "key"), who,
-			map[bool]string{true: "; what was to move is dropped"}[n.Moved > 0]), ""
+		if n.Moved > 0 {
+			return fmt.Sprintf("%s moved from %s and in use here; the copy ended before that said that it holds %s no more%s", moved, who, them(int(n.Moved)),
+				copiedToo(n, "; %s copied")), ""
+		}
+		return fmt.Sprintf("%s copied from %s, which ended the copy and did not note that they are here%s", keys, who,
+			map[bool]string{true: "; what was to move is dropped"}[toMove(t)]), ""
 	case transport.KeycopyDropped:
 		return fmt.Sprintf("ended; nothing from %s is here", who), ""
 	}
 	return t.Phase.String(), ""
+}
+
+// toMove says whether something was to move.
+func toMove(t *keycopy.Transaction) bool {
+	return slices.ContainsFunc(t.Items, func(e transport.KeycopyEntry) bool { return e.Transfer == transport.TransferMove })
 }
 
 // When somebody was wrong about an end's being gone.

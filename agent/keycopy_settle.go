@@ -143,7 +143,11 @@ func abandoned() resort {
 	return resort{
 		end: keycopy.Abandon,
 		fits: func(t *keycopy.Transaction) bool {
-			return t.Phase == transport.KeycopyOffered || t.Phase == transport.KeycopyStarted || t.Phase == transport.KeycopyStaged && len(t.Moving()) == 0
+			switch t.Phase {
+			case transport.KeycopyOffered, transport.KeycopyStarted, transport.KeycopyActive:
+				return true
+			}
+			return t.Phase == transport.KeycopyStaged && len(t.Moving()) == 0
 		},
 		text: "the key copy is ended",
 		next: "a new copy needs a new code: kagimori keycopy offer, on the old terminal",
@@ -181,8 +185,10 @@ func (a *Agent) lastResort(ctx context.Context, name string, r resort) (*Keycopy
 			return nil, control.Problemf(control.Conflict, "wait until it is done", "another copy to this terminal is under way")
 		}
 		defer a.copies.end()
-		if done, err := a.goesOn(ctx, v, t); done != nil || err != nil {
-			return done, err
+		if t.Phase != transport.KeycopyStarted { // else nothing has come, and nothing is to
+			if done, err := a.goesOn(ctx, v, t); done != nil || err != nil {
+				return done, err
+			}
 		}
 		if t, err = a.dealOn(id, r.side); err != nil { // it may have come further
 			return nil, err
@@ -250,7 +256,9 @@ func (a *Agent) decide(ctx context.Context, v *vault, t *keycopy.Transaction, r 
 	s, err := a.settledAs(v, t.ID)
 	if err == nil {
 		s.Server = server
-		s.Text, s.Next = r.text, r.next
+		if s.Text, s.Next = r.text, r.next; now.Phase == transport.KeycopyActive {
+			s.Text, s.Next = r.text+"; the keys stay in use on this terminal", "do not use the old terminal any more, and take nothing back there: it may still have the keys, disabled"
+		}
 	}
 	return s, err
 }

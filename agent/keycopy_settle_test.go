@@ -44,10 +44,11 @@ func cutMove(t *testing.T, end string, write int) (*copyRig, transport.ID) {
 }
 
 // Writes after which the old terminal is COMMITTED, and the new one STAGED with
-// the old one only OFFERED.
+// the old one only OFFERED, or ACTIVE with the old one COMMITTED.
 const (
 	committedWrite = 4
 	stagedWrite    = 4
+	activeWrite    = 6
 )
 
 func phaseOf(t testing.TB, a *Agent, id transport.ID) transport.KeycopyPhase {

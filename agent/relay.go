@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -75,11 +77,37 @@ func (c credentials) Client(_ context.Context, service transport.Name) (*relay.D
 	}
 	return &relay.Dialable{
 		Credential: found.Record.ID, Certificate: found.TLS, ServerName: found.Record.ServerName, Endpoints: found.Record.Endpoints,
-		Roots: found.Anchors, JudgedAt: c.a.clock.Judge, Revoked: v.revocations.check,
+		Roots: found.Anchors, JudgedAt: c.a.clock.Judge,
+		Revoked: func(chain []*x509.Certificate) error {
+			return errors.Join(v.revocations.check(chain), v.withdrawn(found.Record.ID))
+		},
 	}, nil
 }
 
-// recheck ends what goes through gates that are revoked now.
+// withdrawn says why a credential may not be used any more over a connection that
+// it has opened: another terminal does, or is about to.
+func (v *vault) withdrawn(id transport.Name) error {
+	var gone error
+	err := v.store.View(func(tx *store.Tx) error {
+		h, err := holding(tx, id)
+		defer h.wipe()
+		switch {
+		case err != nil:
+		case h == nil:
+			gone = fmt.Errorf("credential %s is not on this terminal any more", id)
+		case h.Away != nil:
+			gone = fmt.Errorf("credential %s is %s", id, h.Away)
+		}
+		return err
+	})
+	if err != nil { // that proves nothing
+		v.log.Warn("whether a credential is still this terminal's is not known", "credential", id, "err", err)
+	}
+	return gone
+}
+
+// recheck ends what goes through gates that are revoked now, and what credentials
+// have opened that have moved away.
 func (a *Agent) recheck() {
 	for _, r := range a.relays {
 		r.relay.Recheck()

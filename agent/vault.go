@@ -29,7 +29,7 @@ type vault struct {
 	// revocations says which gates may not be talked to.
 	revocations revocations
 	// changed is told after every write, failed when the disk did, relisted when
-	// other gates are revoked than before.
+	// other gates are revoked than before, or credentials have moved away.
 	changed, relisted func()
 	failed            func(error)
 	anchors           anchors
