@@ -93,14 +93,14 @@ func judge(k store.Keycopy, n store.KeycopyTally, others bool) (store.KeycopySta
 	finished := false
 	if n.Said[0] >= a.Total && n.Said[1] >= b.Total && a.Phase != 0 && b.Phase != 0 {
 		var code string
-		finished, code = fit(a.Phase, b.Phase, n.Moved > 0)
+		finished, code = fit(a.Phase, b.Phase, n.Moved > 0, n.Kept > 0)
 		add(code != "", code)
 		add(n.OtherTransfer > 0 || n.Source != n.Target || n.Items != n.Source, problemItems)
 		add(n.OtherTaken > 0 && receipted(a.Phase) && took(b.Phase), problemTaken)
 	} else {
 		finished = a.Phase == transport.KeycopyAbandoned && b.Phase == 0 || a.Phase == 0 && b.Phase == transport.KeycopyDropped
 	}
-	uses := b.Phase == transport.KeycopyActive || b.Phase == transport.KeycopyClosed
+	uses := usesMoved(b.Phase, n.Kept > 0)
 	kept := a.Phase == transport.KeycopyReclaimed || a.Phase == transport.KeycopyAbandoned
 	if n.Moved > 0 && !slices.Contains(problems, problemBoth) {
 		add(k.Settled == transport.KeycopySource && uses && a.Phase != transport.KeycopyDone, problemSettle)
@@ -157,9 +157,10 @@ func took(p transport.KeycopyPhase) bool {
 }
 
 // fit says whether two phases go together: nothing is left to do, or something
-// is, or, with a code, they cannot both be. moves: something moved.
-func fit(source, target transport.KeycopyPhase, moves bool) (finished bool, code string) {
-	uses := target == transport.KeycopyActive || target == transport.KeycopyClosed
+// is, or, with a code, they cannot both be. moves: something moved; kept: the
+// Target says that it has what moved.
+func fit(source, target transport.KeycopyPhase, moves, kept bool) (finished bool, code string) {
+	uses := usesMoved(target, kept)
 	switch source {
 	case transport.KeycopyDone:
 		switch {
@@ -181,6 +182,12 @@ func fit(source, target transport.KeycopyPhase, moves bool) (finished bool, code
 		}
 	}
 	return false, ""
+}
+
+// usesMoved says whether a Target uses what moved. One that ended without having
+// heard from its Source keeps what it used by then.
+func usesMoved(target transport.KeycopyPhase, kept bool) bool {
+	return target == transport.KeycopyActive || target == transport.KeycopyClosed || target == transport.KeycopyUnreceipted && kept
 }
 
 // problemText says in words what a code is about.

@@ -96,6 +96,26 @@ func TestEveryPairOfPhasesIsJudged(t *testing.T) {
 	}
 }
 
+// A Target that ended without having heard from its Source keeps what it used by
+// then: that is no lost key, and a second one if the Source has it again.
+func TestEndedTargetThatKeepsWhatMoved(t *testing.T) {
+	for source, want := range map[transport.KeycopyPhase]string{
+		transport.KeycopyOffered: "", transport.KeycopyCommitted: "", transport.KeycopyDone: "",
+		transport.KeycopyReclaimed: problemBoth, transport.KeycopyAbandoned: problemBoth,
+	} {
+		k, n := pairOf(source, transport.KeycopyUnreceipted, true)
+		n.Kept = 1
+		if _, problems := judge(k, n, false); strings.Join(problems, " ") != want {
+			t.Errorf("%s: %v, want %q", source, problems, want)
+		}
+	}
+	k, n := pairOf(transport.KeycopyDone, transport.KeycopyUnreceipted, true)
+	n.Kept = 1
+	if status, _ := judge(k, n, false); status != store.KeycopyConsistent {
+		t.Errorf("both have done what they could: %s", status)
+	}
+}
+
 func TestEveryContradictionIsFoundAndSaysWhatToDo(t *testing.T) {
 	fine := func() (store.Keycopy, store.KeycopyTally) {
 		return pairOf(transport.KeycopyDone, transport.KeycopyClosed, true)

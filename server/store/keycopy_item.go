@@ -48,6 +48,7 @@ type KeycopyTally struct {
 	Source, Target int    // of which an end has spoken
 	Said           [2]int // of which Source and Target have spoken in their phase on record
 	Moved          int    // taken, and to be given up, as one of the ends says
+	Kept           int    // of which the Target says that it has them
 	OtherTransfer  int    // of which the ends differ in what was to happen
 	OtherTaken     int    // of which they differ in whether the Target has it
 }
@@ -65,10 +66,11 @@ func (t *Tx) KeycopyTally(k Keycopy) (n KeycopyTally, err error) {
 	err = t.row(`SELECT COUNT(*), COUNT(*) FILTER (WHERE source_phase <> 0), COUNT(*) FILTER (WHERE target_phase <> 0),
 			COUNT(*) FILTER (WHERE source_phase = ?), COUNT(*) FILTER (WHERE target_phase = ?),
 			COUNT(*) FILTER (WHERE (source_transfer = 'move' AND source_taken = 1) OR (target_transfer = 'move' AND target_taken = 1)),
+			COUNT(*) FILTER (WHERE target_transfer = 'move' AND target_taken = 1),
 			COUNT(*) FILTER (WHERE source_phase <> 0 AND target_phase <> 0 AND source_transfer <> target_transfer),
 			COUNT(*) FILTER (WHERE source_phase <> 0 AND target_phase <> 0 AND source_taken <> target_taken)
 		FROM keycopy_items WHERE keycopy = ?`,
-		[]any{k.Source.Phase, k.Target.Phase, k.Seq}, &n.Items, &n.Source, &n.Target, &n.Said[0], &n.Said[1], &n.Moved, &n.OtherTransfer, &n.OtherTaken)
+		[]any{k.Source.Phase, k.Target.Phase, k.Seq}, &n.Items, &n.Source, &n.Target, &n.Said[0], &n.Said[1], &n.Moved, &n.Kept, &n.OtherTransfer, &n.OtherTaken)
 	return n, err
 }
 
