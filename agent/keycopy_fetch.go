@@ -61,11 +61,9 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 			report(tell(ev, roleTarget))
 		}
 	})
-	cfg.Attempts, cfg.Select, cfg.Mode, cfg.Parent = counter, order.selected, order.mode, parent
+	cfg.Attempts, cfg.Parent = counter, parent
 	cfg.Modes, cfg.RequireIdentity = a.cfg.Keycopy.modes(), a.cfg.Keycopy.RequireIdentity
-	if order.copyOnly {
-		cfg.Want = transport.TransferCopy
-	}
+	order.set(&cfg)
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	defer context.AfterFunc(ctx, func() {
@@ -85,6 +83,14 @@ func (a *Agent) fetch(ctx context.Context, order fetchOrder, report func(Keycopy
 	}
 	a.copies.wrong = wrongCodes{}
 	return a.fetched(p, t, err)
+}
+
+// set puts into cfg what is to be fetched, and how.
+func (o *fetchOrder) set(cfg *keycopy.TargetConfig) {
+	cfg.Select, cfg.Mode = o.selected, o.mode
+	if o.copyOnly {
+		cfg.Want = transport.TransferCopy
+	}
 }
 
 // fetcher readies this terminal for a fetch, of which it finds out the mode.
