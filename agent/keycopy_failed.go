@@ -29,6 +29,11 @@ func (a *Agent) fetchFailed(address string, t *keycopy.Transaction, unjudged boo
 	if p := foreign(address, err); p != nil {
 		return p
 	}
+	if t != nil && !t.Phase.Open() { // a write can be there although it did not end well
+		if d, failed := a.dealOn(t.ID, transport.KeycopyTarget); failed == nil && d.Phase.Open() {
+			t = d
+		}
+	}
 	next := "check that both terminals are on the same network and that the old one still waits, then try again"
 	kind := control.Unavailable
 	wrong := a.copies.wrong
@@ -56,6 +61,9 @@ func (a *Agent) fetchFailed(address string, t *keycopy.Transaction, unjudged boo
 			next = "free space on the disk of the terminal at " + address + ", then " + next
 			if failed, ok := errors.AsType[*keycopy.Error](err); ok && !failed.Remote {
 				problem, _ := storageProblem(err)
+				if t != nil && t.Phase.Open() {
+					return control.Problemf(control.Storage, problem.Next+"; leave both terminals on", "the codes match, and the copy from %s goes on by itself once this terminal can write its store; the operator code is not needed any more (%w)", address, err)
+				}
 				kind, next = control.Storage, problem.Next+"; then "+newCode
 			}
 		case transport.KeycopyBusy:

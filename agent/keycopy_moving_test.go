@@ -246,3 +246,25 @@ func echoGate(t *testing.T, ca *authority) string {
 	}()
 	return ln.Addr().String()
 }
+
+// A disk that is full may have the record of a copy, which then goes on by itself:
+// nobody is sent for a new code.
+func TestFullDiskThatHasTheCopyOnRecord(t *testing.T) {
+	v := testVault(t, t.TempDir())
+	a := &Agent{cfg: Config{Program: "kagimori"}, vault: v, clock: v.clock, log: v.log}
+	d := given(1, transport.TransferMove)
+	d.Side = transport.KeycopyTarget
+	before := *d
+	before.Phase = 0
+	failed := &keycopy.Error{Fault: transport.KeycopyStoreFailed, Err: store.ErrUnfinished}
+	p := control.AsProblem(a.fetchFailed("192.0.2.7:8885", &before, false, failed))
+	if p.Kind != control.Storage || !strings.Contains(p.Next, "new code") {
+		t.Errorf("not on record: %v, next %s", p, p.Next)
+	}
+	d.Phase = transport.KeycopyStarted
+	advance(t, v, d, transport.KeycopyStarted, nil)
+	p = control.AsProblem(a.fetchFailed("192.0.2.7:8885", &before, false, failed))
+	if p.Kind != control.Storage || strings.Contains(p.Next, "new code") || !strings.Contains(p.Error(), "by itself") {
+		t.Errorf("on record: %v, next %s", p, p.Next)
+	}
+}
