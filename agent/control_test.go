@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/kagimori/kagimori/agent/store"
 	"github.com/kagimori/kagimori/transport"
 	"github.com/kagimori/kagimori/transport/control"
 )
@@ -168,14 +169,22 @@ func TestLongCredentialList(t *testing.T) {
 	r := newCopyRig(t)
 	record := r.ca.record("maps")
 	const n = 2*pageSize + 7
-	for i := range n {
-		c := record
-		c.ID = transport.Name("maps-" + string(rune('a'+i/100)) + string(rune('a'+i/10%10)) + string(rune('a'+i%10)))
-		r.give(c)
+	err := r.old.vault.update(func(tx *store.Tx) error {
+		for i := range n {
+			c := record
+			c.ID = transport.Name("maps-" + string(rune('a'+i/100)) + string(rune('a'+i/10%10)) + string(rune('a'+i%10)))
+			if err := hold(tx, &holdingRecord{Record: c, Origin: OriginIssue}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	var got []transport.Name
 	pages := 0
-	err := dial(t, socket(t, r.old)).Stream(t.Context(), "com.kagimori.agent.CredentialList", nil, func(raw json.RawMessage) error {
+	err = dial(t, socket(t, r.old)).Stream(t.Context(), "com.kagimori.agent.CredentialList", nil, func(raw json.RawMessage) error {
 		var page CredentialPage
 		err := json.Unmarshal(raw, &page)
 		for _, c := range page.Credentials {

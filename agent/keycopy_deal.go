@@ -182,12 +182,13 @@ func retire(tx *store.Tx, d *dealRecord) error {
 // prune keeps the bounds of what is remembered.
 func prune(tx *store.Tx) error {
 	type closed struct {
-		key string
-		id  transport.ID
+		key   string
+		id    transport.ID
+		large bool
 	}
 	var list []closed
 	err := eachIn(tx, bucketClosed, func(key string, d *dealRecord) error {
-		list = append(list, closed{key, d.Deal.ID})
+		list = append(list, closed{key, d.Deal.ID, len(d.Deal.Items) > itemsKept})
 		return nil
 	})
 	if err != nil {
@@ -199,6 +200,9 @@ func prune(tx *store.Tx) error {
 		}
 	}
 	for n, c := range list {
+		if !c.large {
+			continue
+		}
 		reported, err := isReported(tx, c.id)
 		if err != nil {
 			return err

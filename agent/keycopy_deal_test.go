@@ -115,7 +115,11 @@ func TestOldCopiesAreForgotten(t *testing.T) {
 	v := testVault(t, t.TempDir())
 	err := v.store.Update(func(tx *store.Tx) error {
 		for n := range dealsKept + 3 {
-			d := &dealRecord{Deal: *given(itemsKept+1, transport.TransferCopy)}
+			items := 1
+			if n >= dealsKept-largeKept {
+				items = itemsKept + 1
+			}
+			d := &dealRecord{Deal: *given(items, transport.TransferCopy)}
 			d.Deal.At, d.Deal.Phase = int64(n), transport.KeycopyDone
 			if err := errors.Join(reportLater(tx, &d.Deal), retire(tx, d)); err != nil {
 				return err

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"testing"
 
@@ -80,8 +81,9 @@ func TestResumeWithoutTheKey(t *testing.T) {
 // somebody notices, and a good connection finishes afterwards, unless an item
 // was forged under the right keys.
 func TestEveryFlippedBitIsFoundOnResume(t *testing.T) {
-	flips := 0
-	for _, at := range openPhases {
+	const step = 3 // the phases have other messages at the same place, and hit other bytes
+	flips, soak := 0, os.Getenv("KAGIMORI_SOAK") != ""
+	for nth, at := range openPhases {
 		var good []hop
 		r := interrupted(t, at)
 		if s, g := r.resumeOnce(t, r.source, func(h hop) transport.KeycopyFrame { good = append(good, h); return h.frame }); s != nil || g != nil {
@@ -90,6 +92,9 @@ func TestEveryFlippedBitIsFoundOnResume(t *testing.T) {
 		for n, h := range good {
 			for i := -1; i < len(h.frame.Body); i++ {
 				if i > 64 && i%16 != 0 { // inside ciphertext
+					continue
+				}
+				if !soak && 0 <= i && i <= 64 && i%step != (n+nth)%step {
 					continue
 				}
 				r := interrupted(t, at)
@@ -120,7 +125,7 @@ func TestEveryFlippedBitIsFoundOnResume(t *testing.T) {
 			}
 		}
 	}
-	if flips < 1000 {
+	if flips < 400 {
 		t.Errorf("only %d flips", flips)
 	}
 }

@@ -1,7 +1,6 @@
 package stories
 
 import (
-	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -171,20 +170,6 @@ func (h *handover) clear() {
 	})
 }
 
-// standing is what an end says of its key copies.
-type standing struct {
-	Locked      int `json:"locked_seconds"`
-	LockedFetch int `json:"fetch_locked_seconds"`
-	Open        []struct{ Txn, Text string }
-}
-
-// stands asks an end; false if its agent does not answer now.
-func (e *terminal) stands() (standing, bool) {
-	var s struct{ Keycopy standing }
-	r := e.ask("", "kagimori", "status", "--json")
-	return s.Keycopy, r.code == 0 && json.Unmarshal([]byte(r.out), &s) == nil
-}
-
 // unlocked ends a lock on codes as an administrator does. Whoever is cut off
 // between a guess and its verdict has guessed wrong, as far as he can prove; so
 // nine such runs lock an end, and no fewer.
@@ -228,12 +213,6 @@ func (h *handover) settle() (delivered bool) {
 		h.p.until(h.from.name+" has nothing open", func() bool { h.neverTwo(); return h.p.done(h.from) })
 	}
 	return delivered
-}
-
-// done tells whether an end has no transaction that goes on.
-func (p *pair) done(e *terminal) bool {
-	s, ok := e.stands()
-	return ok && len(s.Open) == 0
 }
 
 func lastLine(s string) string {
@@ -304,21 +283,6 @@ func (h *handover) fresh() (n int) {
 		}
 	}
 	return n
-}
-
-// exactly wants an end to use these keys and no others.
-func (p *pair) exactly(e *terminal, ids []string) {
-	p.t.Helper()
-	var got []string
-	for id, k := range p.holds(e) {
-		if k.Usable {
-			got = append(got, id)
-		}
-	}
-	slices.Sort(got)
-	if want := slices.Sorted(slices.Values(ids)); !slices.Equal(got, want) {
-		p.t.Errorf("%s uses %v, want %v", e.name, got, want)
-	}
 }
 
 // A lot is what a pair does in a test.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -169,4 +170,39 @@ func (p *pair) holds(e *terminal) (held map[string]key) {
 	p.t.Helper()
 	p.until(e.name+" lists its keys", func() (ok bool) { held, ok = e.keys(); return ok })
 	return held
+}
+
+// standing is what an end says of its key copies.
+type standing struct {
+	Locked      int `json:"locked_seconds"`
+	LockedFetch int `json:"fetch_locked_seconds"`
+	Open        []struct{ Txn, Text string }
+}
+
+// stands asks an end; false if its agent does not answer now.
+func (e *terminal) stands() (standing, bool) {
+	var s struct{ Keycopy standing }
+	r := e.ask("", "kagimori", "status", "--json")
+	return s.Keycopy, r.code == 0 && json.Unmarshal([]byte(r.out), &s) == nil
+}
+
+// done tells whether an end has no transaction that goes on.
+func (p *pair) done(e *terminal) bool {
+	s, ok := e.stands()
+	return ok && len(s.Open) == 0
+}
+
+// exactly wants an end to use these keys and no others.
+func (p *pair) exactly(e *terminal, ids []string) {
+	p.t.Helper()
+	var got []string
+	for id, k := range p.holds(e) {
+		if k.Usable {
+			got = append(got, id)
+		}
+	}
+	slices.Sort(got)
+	if want := slices.Sorted(slices.Values(ids)); !slices.Equal(got, want) {
+		p.t.Errorf("%s uses %v, want %v", e.name, got, want)
+	}
 }
