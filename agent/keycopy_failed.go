@@ -29,11 +29,7 @@ func (a *Agent) fetchFailed(address string, t *keycopy.Transaction, unjudged boo
 	if p := foreign(address, err); p != nil {
 		return p
 	}
-	if t != nil && !t.Phase.Open() { // a write can be there although it did not end well
-		if d, failed := a.dealOn(t.ID, transport.KeycopyTarget); failed == nil && d.Phase.Open() {
-			t = d
-		}
-	}
+	t = a.onRecord(t)
 	next := "check that both terminals are on the same network and that the old one still waits, then try again"
 	kind := control.Unavailable
 	wrong := a.copies.wrong
@@ -79,6 +75,18 @@ func (a *Agent) fetchFailed(address string, t *keycopy.Transaction, unjudged boo
 		return control.Problemf(kind, next, "the copy from %s broke off after the codes matched; nothing was installed here: %w", address, err)
 	}
 	return control.Problemf(kind, next, "copy from %s: %w", address, err)
+}
+
+// onRecord is t as it is on record if it is open there: a write can be there
+// although it did not end well.
+func (a *Agent) onRecord(t *keycopy.Transaction) *keycopy.Transaction {
+	if t == nil || t.Phase.Open() {
+		return t
+	}
+	if d, err := a.dealOn(t.ID, transport.KeycopyTarget); err == nil && d.Phase.Open() {
+		return d
+	}
+	return t
 }
 
 // lockedHere is for a terminal that takes no code now, or not this one; nil
