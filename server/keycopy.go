@@ -131,6 +131,11 @@ func keycopyRow(tx *store.Tx, ses *session, txn transport.ID, side transport.Key
 	if err == nil && !k.End(side).Told.IsZero() && (total == 0 || k.End(side).Total > 0 || k.End(side).Phase != 0) {
 		return k, nil // else it had asked to settle before it reported
 	}
+	if err != nil {
+		if err := onePeer(tx, ses, txn, side); err != nil {
+			return k, err
+		}
+	}
 	if why, err := keycopyRoom(tx, ses, total); err != nil {
 		return k, err
 	} else if why != "" {
@@ -146,6 +151,21 @@ func keycopyRow(tx *store.Tx, ses *session, txn transport.ID, side transport.Key
 		return tx.AddKeycopy(k)
 	}
 	return k, tx.SetKeycopy(k)
+}
+
+// onePeer refuses a terminal that has named another peer in this key copy before:
+// it would hide the rows of others behind its own.
+func onePeer(tx *store.Tx, ses *session, txn transport.ID, side transport.KeycopySide) error {
+	rows, err := tx.KeycopiesWith(txn, maxSameKeycopy)
+	if err != nil {
+		return err
+	}
+	for _, k := range rows {
+		if end := k.End(side); end.Device == ses.device && !end.Told.IsZero() {
+			return &transport.Fault{Code: transport.FaultRefused, Text: "this terminal has named another one as the other end of this key copy"}
+		}
+	}
+	return nil
 }
 
 // keycopyRoom says why a terminal may speak of no further key copy now.

@@ -28,11 +28,7 @@ func (s *Server) keycopySettle(ctx context.Context, ses *session, m *transport.K
 		if err != nil {
 			return err
 		}
-		rows, err := tx.KeycopiesWith(m.Txn, maxSameKeycopy)
-		if err != nil {
-			return err
-		}
-		if why, err = actsAlready(tx, rows, m.Side); err != nil {
+		if why, err = actsAlready(tx, k, m.Side); err != nil {
 			return err
 		}
 		if err := decideKeycopy(tx, ses, &k, m.Side, why); err != nil {
@@ -51,34 +47,28 @@ func (s *Server) keycopySettle(ctx context.Context, ses *session, m *transport.K
 }
 
 // actsAlready says why an end may not act alone: the other one was let to, or
-// says or has proven that it has the keys. Whoever knows the id is an end, so
-// all rows of it count.
-func actsAlready(tx *store.Tx, rows []store.Keycopy, side transport.KeycopySide) (why string, err error) {
-	for _, k := range rows {
-		if k.Settled != "" && k.Settled != side {
-			return fmt.Sprintf("%s was let to have the keys alone on %s", nameOf(*k.End(k.Settled)), minute(k.SettledAt)), nil
-		}
+// says or has proven that it has the keys. Only the row of the two counts: the id
+// is no secret (RESUME tells it to whoever answers), and another device that
+// speaks of it could keep both ends from their keys. Both name each other.
+func actsAlready(tx *store.Tx, k store.Keycopy, side transport.KeycopySide) (why string, err error) {
+	if k.Settled != "" && k.Settled != side {
+		return fmt.Sprintf("%s was let to have the keys alone on %s", nameOf(*k.End(k.Settled)), minute(k.SettledAt)), nil
 	}
-	for _, k := range rows {
-		switch a, b := k.Source, k.Target; {
-		case side == transport.KeycopySource && (b.Phase == transport.KeycopyActive || b.Phase == transport.KeycopyClosed):
-			return fmt.Sprintf("%s uses the keys, as it says itself (%s)", nameOf(b), b.Phase), nil
-		case side == transport.KeycopySource && a.Phase == transport.KeycopyDone:
-			return "this terminal has reported that it destroyed them: the other one had said that it uses them", nil
-		case side == transport.KeycopyTarget && (a.Phase == transport.KeycopyReclaimed || a.Phase == transport.KeycopyAbandoned):
-			return fmt.Sprintf("%s has the keys, as it says itself (%s)", nameOf(a), a.Phase), nil
-		case side == transport.KeycopyTarget && a.Odd == oddRevived:
-			return fmt.Sprintf("%s has the keys, as it has proven", nameOf(a)), nil
+	switch a, b := k.Source, k.Target; {
+	case side == transport.KeycopySource && (b.Phase == transport.KeycopyActive || b.Phase == transport.KeycopyClosed):
+		return fmt.Sprintf("%s uses the keys, as it says itself (%s)", nameOf(b), b.Phase), nil
+	case side == transport.KeycopySource && a.Phase == transport.KeycopyDone:
+		return "this terminal has reported that it destroyed them: the other one had said that it uses them", nil
+	case side == transport.KeycopyTarget && (a.Phase == transport.KeycopyReclaimed || a.Phase == transport.KeycopyAbandoned):
+		return fmt.Sprintf("%s has the keys, as it says itself (%s)", nameOf(a), a.Phase), nil
+	case side == transport.KeycopyTarget && a.Odd == oddRevived:
+		return fmt.Sprintf("%s has the keys, as it has proven", nameOf(a)), nil
+	case side == transport.KeycopySource:
+		proven, err := tx.ClaimedBy(k.Txn, k.Target.Device)
+		if err != nil || !proven {
+			return "", err
 		}
-		if side == transport.KeycopySource {
-			proven, err := tx.ClaimedBy(k.Txn, k.Target.Device)
-			if err != nil {
-				return "", err
-			}
-			if proven {
-				return fmt.Sprintf("%s has the keys, as it has proven", nameOf(k.Target)), nil
-			}
-		}
+		return fmt.Sprintf("%s has the keys, as it has proven", nameOf(k.Target)), nil
 	}
 	return "", nil
 }

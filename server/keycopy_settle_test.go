@@ -155,3 +155,36 @@ func TestSettleIsForTheEnds(t *testing.T) {
 	r.call("TerminalRemove", NameParams{Name: "nav-002"}, nil)
 	fault(t, "removed", ask("nav-002", m.new, "target", m.old.id(), transport.KeycopyActive), transport.FaultRefused)
 }
+
+// Who learns the id of a key copy that is not his gains nothing by speaking of
+// it: the two ends are judged by what they say, and only one may act alone.
+func TestAnotherTerminalDoesNotSettle(t *testing.T) {
+	r := newRig(t)
+	m := r.moving(transport.TransferMove)
+	z, _ := r.terminal("nav-003")
+	outsider := r.as("nav-003", z)
+	for _, side := range []transport.KeycopySide{transport.KeycopySource, transport.KeycopyTarget} {
+		p := &transport.KeycopySettle{Txn: m.txn, Side: side, Peer: m.new.id(), Want: transport.KeycopyReclaimed}
+		if side == transport.KeycopyTarget {
+			p.Peer, p.Want = m.old.id(), transport.KeycopyActive
+		}
+		want[transport.KeycopySettled](t, outsider.say(p))
+		for n := range byte(maxSameKeycopy) { // made up, to hide what others say
+			p.Peer = transport.DeviceID{'Z', n}
+			fault(t, "another peer", outsider.say(p), transport.FaultRefused)
+		}
+	}
+	report := m.report(transport.KeycopyTarget, transport.KeycopyActive)
+	want[transport.KeycopyReported](t, outsider.say(report))
+	m.source(transport.KeycopyCommitted)
+	m.target(transport.KeycopyStaged)
+	if a := m.settle(transport.KeycopySource); !a.Allowed {
+		t.Errorf("the source: %+v", a)
+	}
+	if a := m.settle(transport.KeycopyTarget); a.Allowed {
+		t.Errorf("the target as well: %+v", a)
+	}
+	if k := m.row(); !slices.Contains(k.Problems, problemEnds) {
+		t.Errorf("nobody sees it: %+v", k)
+	}
+}

@@ -126,13 +126,14 @@ func DecodeKeycopyManifest(data []byte) (*KeycopyManifest, error) {
 }
 
 // Check refuses an entry that no manifest may have: a length over its limit, or
-// a name that is none.
+// a name, kind or usage that does not look like one.
 func (e *KeycopyEntry) Check() error {
 	if e.Length == 0 || e.Length > MaxKeycopyRecord {
 		return fmt.Errorf("%s has %d bytes, the limit is %d", e.ID, e.Length, MaxKeycopyRecord)
 	}
-	for _, n := range []Name{e.ID, e.Subject, e.Service} {
-		if _, err := ParseName(string(n)); err != nil {
+	// Kind and Usage may be ones that are not known here, but people will see them.
+	for _, n := range []string{string(e.ID), string(e.Subject), string(e.Service), string(e.Kind), string(e.Usage)} {
+		if _, err := ParseName(n); err != nil {
 			return err
 		}
 	}

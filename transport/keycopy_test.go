@@ -173,12 +173,14 @@ func TestKeycopyLimitsFit(t *testing.T) {
 
 func TestKeycopyManifestLimits(t *testing.T) {
 	for name, change := range map[string]func(*KeycopyManifest){
-		"empty record":    func(m *KeycopyManifest) { m.Items[0].Length = 0 },
-		"large record":    func(m *KeycopyManifest) { m.Items[0].Length = MaxKeycopyRecord + 1 },
-		"no subject":      func(m *KeycopyManifest) { m.Items[0].Subject = "" },
-		"an id twice":     func(m *KeycopyManifest) { m.Items = append(m.Items, m.Items[0]) },
-		"withheld unname": func(m *KeycopyManifest) { m.Withheld[0].ID = "" },
-		"many withheld":   func(m *KeycopyManifest) { m.Withheld = make([]KeycopyWithheld, MaxKeycopyWithheld+1) },
+		"empty record":     func(m *KeycopyManifest) { m.Items[0].Length = 0 },
+		"large record":     func(m *KeycopyManifest) { m.Items[0].Length = MaxKeycopyRecord + 1 },
+		"no subject":       func(m *KeycopyManifest) { m.Items[0].Subject = "" },
+		"kind to look at":  func(m *KeycopyManifest) { m.Items[0].Kind = "key-pair\x1b[2J" },
+		"usage of a novel": func(m *KeycopyManifest) { m.Items[0].Usage = Usage(strings.Repeat("u", 100)) },
+		"an id twice":      func(m *KeycopyManifest) { m.Items = append(m.Items, m.Items[0]) },
+		"withheld unname":  func(m *KeycopyManifest) { m.Withheld[0].ID = "" },
+		"many withheld":    func(m *KeycopyManifest) { m.Withheld = make([]KeycopyWithheld, MaxKeycopyWithheld+1) },
 		"16 MiB and more": func(m *KeycopyManifest) {
 			e := m.Items[0]
 			m.Items = nil
