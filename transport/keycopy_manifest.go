@@ -54,14 +54,14 @@ const (
 )
 
 var keycopyReasonText = map[KeycopyReason]string{
-	KeycopyNeverTransfer: "it may not leave its terminal; issue a new one to the new terminal: kagimori-server credential issue",
+	KeycopyNeverTransfer: "it may not leave its terminal; issue a new one to the new terminal: kagimori-server credential issue (if it was imported: kagimori credential import, there)",
 	KeycopyMoveOnly:      "it may only be moved, and this is a copy",
 	KeycopyChipOnly:      "its key must stay in a chip; issue a new one to the new terminal: kagimori-server credential issue",
 	KeycopyExpired:       "it is expired; have it issued anew",
 	KeycopyInvalid:       "it is invalidated; enable it first",
 	KeycopyNotHeld:       "the old terminal does not hold it",
 	KeycopyTooLarge:      "it does not fit in this copy; copy it in a further one",
-	KeycopyDamaged:       "its record is damaged; issue a new one to the new terminal: kagimori-server credential issue",
+	KeycopyDamaged:       "its record is damaged; issue a new one to the new terminal: kagimori-server credential issue (if it was imported: kagimori credential import, there)",
 	KeycopyNotSelected:   "it was not asked for",
 
 	KeycopyNoChip:          "its key goes only from chip to chip, and the new terminal has no approved chip: there, kagimori chip show says what is missing; or issue a new one to it: kagimori-server credential issue",

@@ -27,7 +27,7 @@ func (q *listFlags) empty(byDefault string) string {
 	if len(q.where) == 0 {
 		return byDefault
 	}
-	return "none match; drop --where for all"
+	return "none match; leave the filters out for all"
 }
 
 // pages calls page until the list ends.
