@@ -55,7 +55,7 @@ func (a *Agent) fetchFailed(address string, t *keycopy.Transaction, unjudged boo
 			kind = control.Refused
 		case transport.KeycopyStoreFailed:
 			next = "free space on the disk of the terminal at " + address + ", then " + next
-			if failed, ok := errors.AsType[*keycopy.Error](err); ok && !failed.Remote {
+			if ownStore(err) {
 				problem, _ := storageProblem(err)
 				if t != nil && t.Phase.Open() {
 					return control.Problemf(control.Storage, problem.Next+"; leave both terminals on", "the codes match, and the copy from %s goes on by itself once this terminal can write its store; the operator code is not needed any more (%w)", address, err)
@@ -75,6 +75,12 @@ func (a *Agent) fetchFailed(address string, t *keycopy.Transaction, unjudged boo
 		return control.Problemf(kind, next, "the copy from %s broke off after the codes matched; nothing was installed here: %w", address, err)
 	}
 	return control.Problemf(kind, next, "copy from %s: %w", address, err)
+}
+
+// ownStore says whether err is that this terminal could not write its store.
+func ownStore(err error) bool {
+	failed, ok := errors.AsType[*keycopy.Error](err)
+	return ok && !failed.Remote && errors.Is(failed, transport.KeycopyStoreFailed)
 }
 
 // onRecord is t as it is on record if it is open there: a write can be there

@@ -160,12 +160,13 @@ func notResumed(t *keycopy.Transaction, address string, err error) error {
 }
 
 // persist goes on with a fetch that broke, as long as somebody waits for it. Then
-// runResume does.
+// runResume does, and at once if it is this terminal's store that fails: whoever
+// waits is to hear of that.
 func (a *Agent) persist(ctx context.Context, p *party, t *keycopy.Transaction, broken error, report func(KeycopyEvent)) (*keycopy.Transaction, error) {
 	limit := time.NewTimer(persistTime)
 	defer limit.Stop()
 	var r retry
-	for n := 0; ; n++ {
+	for n := 0; !ownStore(broken); n++ {
 		if n == 0 {
 			report(KeycopyEvent{Step: string(keycopy.EventInterrupted), Remote: t.Remote, Text: "the connection broke; leave both terminals on, it goes on by itself"})
 		}
@@ -185,8 +186,9 @@ func (a *Agent) persist(ctx context.Context, p *party, t *keycopy.Transaction, b
 		case <-ctx.Done():
 		}
 		pause.Stop()
-		return t, broken
+		break
 	}
+	return t, broken
 }
 
 // settleFirst goes on with what is open before a new copy begins. What has come
