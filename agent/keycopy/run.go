@@ -52,8 +52,7 @@ func Serve(ctx context.Context, conn Conn, s *Source) error {
 			return r.farewell(ctx)
 		}
 	}
-	turnedAway := errors.Is(err, transport.KeycopyBusy) || errors.Is(err, transport.KeycopyNotArmed) && s.code != nil
-	if err != nil && !r.admitted && !turnedAway {
+	if err != nil && !r.admitted {
 		return fmt.Errorf("%w: %w", transport.ErrKeycopyStranger, err)
 	}
 	return err

@@ -3,6 +3,7 @@ package keycopy
 // The two ends over real sockets and real TLS, through transport/tcp.
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
@@ -316,6 +317,43 @@ func TestSilentPeers(t *testing.T) {
 		}
 	})
 }
+
+// A Source that is busy, or whose code is used up, still tells strangers from
+// terminals of its group: only the latter come back at once.
+func TestStrangersToABusySource(t *testing.T) {
+	r := interrupted(t, transport.KeycopyStaged)
+	own := r.targetConfig.Code
+	for name, code := range map[string]SecurityCode{
+		"its group":       own,
+		"a stranger":      hmacCode(bytes.Repeat([]byte{9}, keySize), own.ID.Group, own.ID.Epoch),
+		"of another code": hmacCode(bytes.Repeat([]byte{9}, keySize), own.ID.Group, own.ID.Epoch+1),
+	} {
+		cfg := r.targetConfig
+		cfg.Code = code
+		sc, tc := newChannels()
+		g, err := NewTarget(cfg, r.typed("12345678")).newRun(t.Context(), tc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = Serve(t.Context(), &oneFrame{frame: g.hello, channel: sc}, r.source)
+		wantFault(t, name, err, transport.KeycopyNotArmed, false)
+		if errors.Is(err, transport.ErrKeycopyStranger) != (name != "its group") {
+			t.Errorf("%s: %v", name, err)
+		}
+		g.end()
+	}
+}
+
+// oneFrame is a connection with a peer that sends one frame.
+type oneFrame struct {
+	frame   transport.KeycopyFrame
+	channel transport.KeycopyChannel
+}
+
+func (c *oneFrame) Channel() transport.KeycopyChannel                            { return c.channel }
+func (c *oneFrame) WriteFrame(transport.KeycopyFrame, bool) error                { return nil }
+func (c *oneFrame) Close() error                                                 { return nil }
+func (c *oneFrame) ReadFrame(int, time.Duration) (transport.KeycopyFrame, error) { return c.frame, nil }
 
 // pipeConn carries frames over a net.Pipe, without TLS: for virtual time.
 type pipeConn struct{ net.Conn }

@@ -29,14 +29,28 @@ func (r *sourceRun) consumeHello(ctx context.Context, f transport.KeycopyFrame) 
 	if err := r.source.cfg.allows(m.Mode, &r.channel); err != nil {
 		return err
 	}
-	if err := r.source.armed(); err != nil {
+	armed := r.source.armed()
+	err := r.admit(ctx)
+	if armed != nil { // whoever is not admitted learns nothing more, but is a stranger
+		return armed
+	}
+	if err != nil {
 		return err
 	}
+	if m.Mode.SealsCode() {
+		return r.compare(ctx, f.Body)
+	}
+	return r.exchange(f.Body)
+}
+
+// admit finds out whether the peer holds the security code, and is the device
+// that it shows.
+func (r *sourceRun) admit(ctx context.Context) (err error) {
+	m := &r.hello
 	code, known := r.code(m.CodeID)
 	if !known {
 		return fail(transport.KeycopyCodeUnknown, fmt.Errorf("the peer uses security code %s", m.CodeID))
 	}
-	var err error
 	if r.fleet, err = newFleetKeys(ctx, code, m.Mode, &r.channel); err != nil {
 		return fail(transport.KeycopyAborted, err)
 	}
@@ -51,10 +65,7 @@ func (r *sourceRun) consumeHello(ctx context.Context, f transport.KeycopyFrame) 
 		return err
 	}
 	r.admitted = true
-	if m.Mode.SealsCode() {
-		return r.compare(ctx, f.Body)
-	}
-	return r.exchange(f.Body)
+	return nil
 }
 
 // exchange runs CPace and prepares HELLO_ACK. Nothing is known yet of the
