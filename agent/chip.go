@@ -17,9 +17,9 @@ import (
 	"github.com/kagimori/kagimori/transport"
 )
 
-// Private keys of credentials: in the store, sealed, or in the chip (KEYCOPY
-// §3.8). One in the chip is there for the moment of a signature; between two
-// there is only its blob, so any number of them take no place there.
+// Private keys of credentials: in the store, sealed, or in the chip
+// (docs/tpm.md). One in the chip is there for the moment of a signature; between
+// two there is only its blob, so any number of them take no place there.
 // chip_approval.go is about which chips keys may go to, chip_copy.go how they go.
 
 // chipTime bounds one use of a key in the chip by who has no context to give.

@@ -13,7 +13,7 @@ import (
 )
 
 // Keys in the chip, in a key copy: they go from chip to chip, wrapped, and are
-// in clear nowhere between (KEYCOPY §3.8).
+// in clear nowhere between (docs/tpm.md).
 
 // maxChipKeys is how many of them one copy carries: a slow chip takes half a
 // second for each while the other end waits.

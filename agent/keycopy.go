@@ -20,7 +20,12 @@ import (
 
 // The shell of the key copy (DESIGN D10, docs/keycopy.md): agent/keycopy decides,
 // transport/tcp carries, this file gives both what they need of this terminal.
-// keycopy_offer.go is the old terminal's end, keycopy_fetch.go the new one's.
+// keycopy_offer.go is the old terminal's end, behind keycopy_door.go;
+// keycopy_fetch.go is the new one's, with keycopy_stage.go for what comes in and
+// keycopy_resume.go for going on. keycopy_deal.go is what is on record, and
+// keycopy_journal.go and keycopy_keys.go how each step of it is written;
+// keycopy_list.go shows it, keycopy_settle.go ends it, keycopy_report.go tells the
+// server. chip_copy.go is for keys in a TPM.
 
 const bucketAttempts = "attempts" // role → keycopy.AttemptLog
 

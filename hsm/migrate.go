@@ -11,7 +11,7 @@ import (
 const DuplicateSize = 512
 
 // A Migrator is a module whose keys can go to another chip, and are nowhere in
-// clear on the way (KEYCOPY §3.8; TCG TPM 2.0 Part 1 §23, Duplication). Where
+// clear on the way (docs/tpm.md; TCG TPM 2.0 Part 1 §23, Duplication). Where
 // they may go is said by an authority that is fixed when the key is made: it
 // approves storage keys of chips (hsm/tpm.ApproveParent).
 type Migrator interface {

@@ -16,7 +16,7 @@ import (
 	"github.com/kagimori/kagimori/transport/control"
 )
 
-// Chips that keys may go to (KEYCOPY §3.8). The fleet key signs storage keys of
+// Chips that keys may go to (docs/tpm.md). The fleet key signs storage keys of
 // chips: of one that was proven at enrollment by itself, of any other when an
 // administrator vouches for it. An approval is for good, since chips know no
 // time; it is worth something only to who has a chip key to give away.

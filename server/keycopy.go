@@ -11,7 +11,7 @@ import (
 	"github.com/kagimori/kagimori/transport"
 )
 
-// What terminals tell of key copies (KEYCOPY §3.6). Nobody needs the server for
+// What terminals tell of key copies (docs/keycopy.md). Nobody needs the server for
 // one, so it hears of them later, from one end before the other, twice, or never.
 // A terminal speaks of itself as one end, and of nothing else: a row is of a pair
 // of devices, one of which is the sender. keycopy_judge.go puts the two versions

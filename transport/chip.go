@@ -8,7 +8,7 @@ import (
 	"fmt"
 )
 
-// Chips that keys may go to (KEYCOPY §3.8). A key that lives in a chip and may
+// Chips that keys may go to (docs/tpm.md). A key that lives in a chip and may
 // travel leaves it only for a chip that the fleet key has approved: the
 // management server's word that a storage key is in a chip.
 

@@ -106,7 +106,7 @@ type KeycopyHelloBody struct {
 }
 
 // A KeycopyParent is the storage key of the Target's TPM, and the fleet's word
-// that it is one (KEYCOPY §3.8).
+// that it is one (docs/tpm.md).
 type KeycopyParent struct {
 	Public   []byte `cbor:"1,keyasint"` // TPMT_PUBLIC
 	Approval []byte `cbor:"2,keyasint"` // the fleet key's signature for it

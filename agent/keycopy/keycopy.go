@@ -1,7 +1,17 @@
 // Package keycopy is the protocol keycopy/1 by which an old terminal (Source)
-// copies credentials to a new one (Target), so that the new one reaches its
-// services with nothing changed there. START HERE, then source.go and
-// target.go for the two ends, schedule.go and cpace.go for the cryptography.
+// copies or moves credentials to a new one (Target), so that the new one reaches
+// its services with nothing changed there. START HERE, then
+//
+//   - source.go and target.go: the two ends, and what each is told by its caller;
+//   - run.go: the drivers that carry frames between a connection and an end;
+//   - source_*.go and target_*.go: run, one connection; handshake, until the codes
+//     match; transaction, from then on; resume, on a new connection;
+//   - transaction.go: what outlives a connection; resort.go: how a person ends it;
+//   - offer.go: which credentials go along, and why the others do not;
+//   - schedule*.go, cpace.go: the cryptography; code*.go, attempts.go,
+//     invitation.go: what operators read and type, and how often.
+//
+// The simulator that crashes all of this at every step is sim_*_test.go.
 //
 // What keeps a key from the wrong terminal: both ends hold the security code
 // of their group (in hsm, it never comes out), and an operator reads a one-time

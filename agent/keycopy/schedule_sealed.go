@@ -1,6 +1,6 @@
 package keycopy
 
-// What modes direct and kek have in place of CPace (KEYCOPY §3.4, figures 4 and
+// What modes direct and kek have in place of CPace (docs/keycopy.md, figures 4 and
 // 5 of the patent): the operator code itself crosses the wire, sealed under the
 // security code, and in kek a key-encryption key as well. Both keys serve one
 // message each, so the nonce is zero.

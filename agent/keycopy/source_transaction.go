@@ -3,7 +3,7 @@ package keycopy
 // What the Source does once the codes match: it records who gets what, sends
 // it, and takes the receipt. What moves it disables on the receipt and destroys
 // when the Target says that it uses it. Each write comes before the frame that
-// depends on it (KEYCOPY §3.6).
+// depends on it (docs/keycopy.md).
 
 import (
 	"bytes"

@@ -3,7 +3,7 @@ package keycopy
 // What the Target does once the codes match: it records that it can go on
 // without an operator, takes the items, stores them and says so. What moves it
 // puts to use when the Source has disabled it. Each write comes before the frame
-// that depends on it (KEYCOPY §3.6).
+// that depends on it (docs/keycopy.md).
 
 import (
 	"context"

@@ -2,7 +2,7 @@ package keycopy
 
 // A transaction is one run of the protocol after both ends have proven the
 // codes. It outlives connections, programs and power: each end keeps it in a
-// journal, and writes there before it says (KEYCOPY §3.6, docs/models).
+// journal, and writes there before it says (docs/keycopy.md, docs/models).
 
 import (
 	"context"

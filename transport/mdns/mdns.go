@@ -2,7 +2,8 @@
 // (RFC 6762, RFC 6763), and says where this machine can be reached. It is a hint
 // and nothing else: anybody can answer, so what is found is an address to dial,
 // and the codes decide who is there. START HERE: Answer and Find; message.go
-// reads and writes, interfaces.go asks the kernel.
+// reads and writes, socket.go sends and listens, interfaces.go asks the kernel
+// where.
 //
 // IPv4 only. No id of a terminal, device or credential is told.
 package mdns
