@@ -181,6 +181,7 @@ func (f flow) spoil(t testing.TB, what string, was hop, frame transport.KeycopyF
 // One bit of a byte of each field of each message is flipped in flight, its type
 // included. All bits of all bytes take KAGIMORI_SOAK=1. req: C3, C4, C6
 func TestEveryFlippedBitIsFound(t *testing.T) {
+	t.Parallel()
 	const step = 9 // every field of a MAC, key or nonce is hit, a shorter one by its neighbours in another flow
 	soak := os.Getenv("KAGIMORI_SOAK") != ""
 	flips := 0
@@ -221,6 +222,7 @@ func TestEveryFlippedBitIsFound(t *testing.T) {
 // Each message of a run is replayed into another: with the same codes, with
 // another operator code, in another mode, resumed or not. req: C3
 func TestReplayIsRefused(t *testing.T) {
+	t.Parallel()
 	old := map[string][]hop{}
 	for _, f := range flows() {
 		old[f.String()] = f.good(t, "12345678")
@@ -250,6 +252,7 @@ func TestReplayIsRefused(t *testing.T) {
 // A message of the same run, its own or its peer's, does not serve as another,
 // under its type or under the other's. The steps of a move look alike.
 func TestReflectionInEveryFlow(t *testing.T) {
+	t.Parallel()
 	for _, f := range flows() {
 		good := f.good(t, "12345678")
 		for _, now := range good {

@@ -81,6 +81,7 @@ func TestResumeWithoutTheKey(t *testing.T) {
 // somebody notices, and a good connection finishes afterwards, unless an item
 // was forged under the right keys.
 func TestEveryFlippedBitIsFoundOnResume(t *testing.T) {
+	t.Parallel()
 	const step = 3 // the phases have other messages at the same place, and hit other bytes
 	flips, soak := 0, os.Getenv("KAGIMORI_SOAK") != ""
 	for nth, at := range openPhases {
@@ -132,6 +133,7 @@ func TestEveryFlippedBitIsFoundOnResume(t *testing.T) {
 
 // Each frame of one resumed connection is replayed into another.
 func TestReplayIsRefusedOnResume(t *testing.T) {
+	t.Parallel()
 	for _, at := range openPhases {
 		r := interrupted(t, at)
 		var old []hop

@@ -90,6 +90,7 @@ func TestSimMistakesAreFound(t *testing.T) {
 		{"a last resort while the other end lives", "move", "one_active", mutant{errs: true}},
 	} {
 		t.Run(m.name+"/"+m.items, func(t *testing.T) {
+			t.Parallel()
 			runs := 0
 			s := script{mode: transport.KeycopyPAKE, items: m.items, seed: 4}
 			for f1 := range someFaults(s) {

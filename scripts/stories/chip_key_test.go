@@ -85,15 +85,7 @@ func TestChipKeyGoesFromChipToChip(t *testing.T) {
 	}
 	d.serverRun.kill() // the copy needs no server
 
-	o = old.offer(old.socket("kagimori"))
-	fresh.verb(o.code+"\n", "kagimori", "keycopy", "fetch", old.copy)
-	<-o.done
-	if got := fresh.curl("/b"); !strings.HasPrefix(got, "map tile /b for nav-001 (credential "+id+")") {
-		t.Errorf("the new terminal after the move: %s", got)
-	}
-	if got := old.curl("/c"); strings.Contains(got, "map tile") {
-		t.Errorf("the old terminal after the move: %s", got)
-	}
+	old.moves(id, fresh)
 	var c struct {
 		InChip bool `json:"in_chip"`
 		Origin string

@@ -24,6 +24,21 @@ func (m *terminal) issueMove() string {
 	return id
 }
 
+// moves has a credential go over to another terminal: that one reaches the service
+// with it, and this one does not any more.
+func (m *terminal) moves(id string, to *terminal) {
+	m.t.Helper()
+	o := m.offer(m.socket("kagimori"))
+	to.verb(o.code+"\n", "kagimori", "keycopy", "fetch", m.copy)
+	<-o.done
+	if got := to.curl("/b"); !strings.HasPrefix(got, "map tile /b for "+m.name+" (credential "+id+")") {
+		m.t.Errorf("the new terminal after the move: %s", got)
+	}
+	if got := m.curl("/c"); strings.Contains(got, "map tile") {
+		m.t.Errorf("the old terminal after the move: %s", got)
+	}
+}
+
 // record is a credential as the server shows it.
 type record struct {
 	InForce  bool   `json:"in_force"`
@@ -82,15 +97,7 @@ func TestMoveWithoutTheServerIsInTheInventory(t *testing.T) {
 	before := time.Now().Truncate(time.Second) // terminals tell times in seconds
 	d.serverRun.kill()
 
-	o := old.offer(old.socket("kagimori"))
-	fresh.verb(o.code+"\n", "kagimori", "keycopy", "fetch", old.copy)
-	<-o.done
-	if got := fresh.curl("/b"); !strings.HasPrefix(got, "map tile /b for nav-001 (credential "+id+")") {
-		t.Errorf("the new terminal after the move: %s", got)
-	}
-	if got := old.curl("/c"); strings.Contains(got, "map tile") {
-		t.Errorf("the old terminal after the move: %s", got)
-	}
+	old.moves(id, fresh)
 
 	d.serve()
 	d.server.until("both ends have reported the move", func() bool {
