@@ -186,11 +186,20 @@ func (r *copyRig) settledRight(sorts []transport.Transfer) {
 // on the disk. The copy goes on, or a new code brings it about; nothing is lost,
 // and what moves is never to be used on both.
 // req: C5, C7, C9
-func TestPowerFailsAtEveryWrite(t *testing.T) {
+func TestPowerFailsAtEveryWrite(t *testing.T) { cutEvery(t, false) }
+
+func TestSoakPowerFailsAtEveryWrite(t *testing.T) {
+	if os.Getenv("KAGIMORI_SOAK") == "" {
+		t.Skip("KAGIMORI_SOAK=1 cuts before each write too")
+	}
+	cutEvery(t, true)
+}
+
+func cutEvery(t *testing.T, all bool) {
 	for kind, sorts := range copyKinds {
 		for _, end := range []string{"old", "new"} {
 			for _, after := range []bool{false, true} {
-				if !after && kind != "mixed" && os.Getenv("KAGIMORI_SOAK") == "" {
+				if !all && !after && kind != "mixed" {
 					continue // a mixed one has the steps of both
 				}
 				t.Run(fmt.Sprintf("%s/%s/after=%v", kind, end, after), func(t *testing.T) {
