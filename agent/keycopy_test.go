@@ -23,7 +23,7 @@ func wrong(t testing.TB, code []byte) []byte {
 	for i := range 10 {
 		for j := range 10 {
 			bad[0], bad[len(bad)-1] = byte('0'+i), byte('0'+j)
-			c, err := keycopy.ParseOperatorCode(slices.Clone(bad), keycopy.Instant{})
+			c, err := keycopy.CodesGenerated.Parse(slices.Clone(bad), keycopy.Instant{})
 			if err == nil && string(bad) != string(code) {
 				c.Wipe()
 				return bad

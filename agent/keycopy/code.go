@@ -103,11 +103,6 @@ func NewOperatorCode(random io.Reader, now Instant) (*OperatorCode, error) {
 	return &OperatorCode{hsm.NewSecret(digits), now}, nil
 }
 
-// ParseOperatorCode is Parse of a terminal that takes generated codes only.
-func ParseOperatorCode(typed []byte, now Instant) (*OperatorCode, error) {
-	return CodesGenerated.Parse(typed, now)
-}
-
 // Parse reads what somebody typed, and wipes it. It takes the digits in groups
 // or not, and as a Japanese keyboard gives them (full width). A generated code
 // is checked for slips, a typed one cannot be; CheckStrength is not called.

@@ -31,7 +31,7 @@ func TestOperatorCodeRoundTrip(t *testing.T) {
 		}
 		seen[string(shown)] = true
 		typed := bytes.Clone(shown)
-		again, err := ParseOperatorCode(typed, moment(0, 0))
+		again, err := CodesGenerated.Parse(typed, moment(0, 0))
 		if err != nil || !again.digits.Equal(c.digits) {
 			t.Fatalf("%q: %v", shown, err)
 		}
@@ -65,13 +65,13 @@ func TestParseOperatorCode(t *testing.T) {
 	full := strings.Map(func(d rune) rune { return d - '0' + '０' }, good)
 	for _, s := range []string{good, good[:3] + " " + good[3:6] + "-" + good[6:], full, full[:9] + "　" + full[9:], full[:9] + "ー" + full[9:18] + "－" + full[18:],
 		" " + good + "\r\n"} {
-		c, err := ParseOperatorCode([]byte(s), moment(0, 0))
+		c, err := CodesGenerated.Parse([]byte(s), moment(0, 0))
 		if err != nil || string(c.digits.Bytes()) != good {
 			t.Errorf("%q: %v", s, err)
 		}
 	}
 	for _, s := range []string{"", good[:8], good + "1", good[:8] + "x", good[:8] + "\xff", "١" + good[1:], "²" + good[1:], "12.345.678", strings.Repeat(" ", 1000)} {
-		if _, err := ParseOperatorCode([]byte(s), moment(0, 0)); !errors.Is(err, ErrCodeFormat) {
+		if _, err := CodesGenerated.Parse([]byte(s), moment(0, 0)); !errors.Is(err, ErrCodeFormat) {
 			t.Errorf("%q: %v", s, err)
 		}
 	}
@@ -86,7 +86,7 @@ func TestCheckDigit(t *testing.T) {
 		for d := byte('0'); d <= '9'; d++ {
 			typed := bytes.Clone(base)
 			typed[i] = d
-			if _, err := ParseOperatorCode(typed, moment(0, 0)); (err == nil) != (d == base[i]) || err != nil && !errors.Is(err, ErrMistyped) {
+			if _, err := CodesGenerated.Parse(typed, moment(0, 0)); (err == nil) != (d == base[i]) || err != nil && !errors.Is(err, ErrMistyped) {
 				t.Errorf("digit %d as %c: %v", i, d, err)
 			}
 		}

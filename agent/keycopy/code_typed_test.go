@@ -83,7 +83,7 @@ func TestWhatWasTyped(t *testing.T) {
 		}
 	}
 	for text, words := range map[string]string{"123 45 786": "group 2 of it has 2 digits", "1234 456 786": "group 1 of it has 4", "123 456 78": "group 3", "12345678": "8 digits typed", "1": "1 digit typed"} {
-		if _, err := ParseOperatorCode([]byte(text), moment(0, 0)); err == nil || !strings.Contains(err.Error(), words) {
+		if _, err := CodesGenerated.Parse([]byte(text), moment(0, 0)); err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("%q: %v, want %q", text, err, words)
 		}
 	}
@@ -109,7 +109,7 @@ func TestCodesThatManyWouldChoose(t *testing.T) {
 			t.Errorf("the code is in the error: %v", err)
 		}
 	}
-	if c, err := ParseOperatorCode([]byte("000000000"), moment(0, 0)); err != nil || c.CheckStrength(numbers) != nil {
+	if c, err := CodesGenerated.Parse([]byte("000000000"), moment(0, 0)); err != nil || c.CheckStrength(numbers) != nil {
 		t.Errorf("a generated code is judged: %v", err)
 	}
 }

@@ -133,7 +133,7 @@ func TestKeyCopyShowsNothingOnTheBus(t *testing.T) {
 	})
 	wg.Go(func() { source.Watch(serving) })
 
-	typed, err := keycopy.ParseOperatorCode(bytes.Clone(shown), keycopy.NewClock()())
+	typed, err := keycopy.CodesGenerated.Parse(bytes.Clone(shown), keycopy.NewClock()())
 	if err != nil {
 		t.Fatal(err)
 	}
