@@ -41,11 +41,10 @@ func credentialVerbs() *cobra.Command {
 	}
 	show := &cobra.Command{
 		ValidArgsFunction: oneCredential,
-
-		Use:     "show ID",
-		Short:   "Show one credential and its certificate",
-		Long:    "Shows one credential, with what its certificate says and the certificate\nitself. The private key is never shown.",
-		Example: "  kagimori credential show cr-7q3mz5xk2a",
+		Use:               "show ID",
+		Short:             "Show one credential and its certificate",
+		Long:              "Shows one credential, with what its certificate says and the certificate\nitself. The private key is never shown.",
+		Example:           "  kagimori credential show cr-7q3mz5xk2a",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := verb.Dial(cmd)
 			if err != nil {

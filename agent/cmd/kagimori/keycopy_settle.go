@@ -93,11 +93,10 @@ func dealState(d *agent.KeycopyDeal) verb.Cell {
 func dealVerb() *cobra.Command {
 	return &cobra.Command{
 		ValidArgsFunction: copyIDs,
-
-		Use:     "show TXN",
-		Short:   "Show one key copy and what became of each key",
-		Long:    "Shows one key copy: where it stands, what is to be done, and for each key whether\nthe new terminal took it, why not, and what it is on this one.",
-		Example: "  kagimori keycopy show 3f9a01c2",
+		Use:               "show TXN",
+		Short:             "Show one key copy and what became of each key",
+		Long:              "Shows one key copy: where it stands, what is to be done, and for each key whether\nthe new terminal took it, why not, and what it is on this one.",
+		Example:           "  kagimori keycopy show 3f9a01c2",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := verb.Dial(cmd)
 			if err != nil {
@@ -171,9 +170,8 @@ func showDeal(w io.Writer, page *agent.KeycopyDealPage) {
 func resumeVerb() *cobra.Command {
 	cmd := &cobra.Command{
 		ValidArgsFunction: copyIDs,
-
-		Use:   "resume [TXN]",
-		Short: "On the new terminal: go on now with a copy that is open",
+		Use:               "resume [TXN]",
+		Short:             "On the new terminal: go on now with a copy that is open",
 		Long: `Goes on with a key copy that a broken connection or a power cut left open. The
 terminal does so by itself, at once and then at least every minute; this does it
 now, and shows what happens. No code is needed. Without TXN it is the one that is
